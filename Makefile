@@ -1,0 +1,38 @@
+# The front door. Every target makes what it needs; none needs another run first.
+PYTHON ?= python3
+VENV := .venv
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-quick lint bench clean
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo:  ## see a Flask app publish and get messages through a real RabbitMQ
+	@scripts/ensure-rabbitmq
+	@scripts/make-venv $(PYTHON) $(VENV) demo
+	@$(VENV)/bin/python -m tools.demo
+
+test:  ## run all tests, on every Python 3.10 or newer that the machine has
+	@scripts/ensure-rabbitmq || true
+	@$(PYTHON) tools/test_all.py
+
+test-quick:  ## run all tests on one Python
+	@scripts/ensure-rabbitmq || true
+	@scripts/make-venv $(PYTHON) $(VENV) test
+	@$(VENV)/bin/python -m pytest
+
+lint:  ## ruff, mypy, and a second type checker over the public API
+	@scripts/make-venv $(PYTHON) $(VENV) lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/basedpyright
+
+bench:  ## measure the pool beside SQLAlchemy's, and publishing beside raw pika
+	@scripts/ensure-rabbitmq
+	@scripts/make-venv $(PYTHON) $(VENV) bench
+	@$(VENV)/bin/python -m benchmarks.pool
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .venvs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,54 @@
+"""The quickstart: one view publishes a message, another gets the next one.
+
+flask --app examples/quickstart/app run
+"""
+
+from __future__ import annotations
+
+import pika
+from flask import Flask, request
+from flask.typing import ResponseReturnValue
+
+from flask_pika import BrokerUnavailable, Pika, PoolTimeout
+
+QUEUE = "quickstart"
+
+fpika = Pika()
+
+
+def create_app(config: dict[str, object] | None = None) -> Flask:
+    """The app. Its configuration may come from the environment: FLASK_PIKA_PARAMS=amqp://..."""
+    app = Flask("quickstart")
+    app.config["PIKA_POOL_PARAMS"] = {"pool_size": 8, "confirm_delivery": True}
+    app.config.from_prefixed_env()
+    app.config.from_mapping(config)
+    fpika.init_app(app)
+
+    @app.post("/messages")
+    def publish() -> ResponseReturnValue:
+        with fpika.channel() as ch:
+            ch.queue_declare(QUEUE, durable=True)
+            ch.basic_publish(
+                exchange="",
+                routing_key=QUEUE,
+                body=request.get_data(),
+                properties=pika.BasicProperties(delivery_mode=2),
+                mandatory=True,
+            )
+        return {"published": request.get_data(as_text=True)}, 201
+
+    @app.get("/messages/next")
+    def get_next() -> ResponseReturnValue:
+        with fpika.channel() as ch:
+            ch.queue_declare(QUEUE, durable=True)
+            method, _, body = ch.basic_get(QUEUE, auto_ack=True)
+        if method is None or body is None:
+            return {"error": "the queue is empty"}, 404
+        return {"message": body.decode(), "left": method.message_count}
+
+    @app.errorhandler(BrokerUnavailable)
+    @app.errorhandler(PoolTimeout)
+    def no_broker(error: Exception) -> ResponseReturnValue:
+        return {"error": str(error)}, 503, {"Retry-After": "1"}
+
+    return app

@@ -1,0 +1,110 @@
+"""``app.config`` to frozen settings, once, in ``init_app``; a bad value is named by its key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import ConfigError
+from .nodes import Node, check_keys, parse_nodes
+
+DEFAULT_PREFIX = "FLASK_PIKA"
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How many channels there may be, for how long, and in which state they are lent.
+
+    The names are SQLAlchemy's, except ``confirm_delivery``.
+    """
+
+    #: Channels that are kept open, at the most; each is opened when first needed.
+    pool_size: int = 5
+    #: Channels beyond ``pool_size`` that may be open at a time; closed at return. -1: any number.
+    max_overflow: int = 0
+    #: Seconds that a checkout may take, with waiting, connecting and all.
+    pool_timeout: float = 30.0
+    #: Seconds of age after which a channel is closed and replaced at checkout. -1: never.
+    pool_recycle: float = -1
+    #: Whether a channel is probed at checkout, so that one that died while idle is replaced.
+    pool_pre_ping: bool = True
+    #: Whether channels come in confirm mode: ``basic_publish`` returns when the broker has the message.
+    confirm_delivery: bool = False
+
+    @property
+    def limit(self) -> float:
+        """How many channels may be open at one time."""
+        return math.inf if self.max_overflow < 0 else self.pool_size + self.max_overflow
+
+
+#: Without pool parameters: every channel is opened for its borrower and closed at its return.
+UNPOOLED = PoolSettings(pool_size=0, max_overflow=-1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that an app's configuration says to one ``Pika`` object."""
+
+    nodes: tuple[Node, ...]
+    pool: PoolSettings
+
+
+def read_settings(config: Mapping[str, Any], prefix: str) -> Settings:
+    """Read ``<prefix>_PARAMS`` and ``<prefix>_POOL_PARAMS``; ``config`` is left as it is.
+
+    :raises ConfigError: names the key, what was expected, and the nearest key that exists.
+    """
+    params_key, params = _look_up(config, prefix, "PARAMS")
+    pool_key, pool_params = _look_up(config, prefix, "POOL_PARAMS")
+    return Settings(
+        nodes=parse_nodes(params, params_key),
+        pool=_pool_settings(pool_params, pool_key),
+    )
+
+
+def _look_up(config: Mapping[str, Any], prefix: str, name: str) -> tuple[str, Any]:
+    key = f"{prefix}_{name}"
+    # app.config.from_prefixed_env() takes FLASK_ off the environment's FLASK_PIKA_PARAMS.
+    from_env = key.removeprefix("FLASK_")
+    found = key if key in config or from_env not in config else from_env
+    return found, config.get(found)
+
+
+def _pool_settings(value: object, key: str) -> PoolSettings:
+    if value is None:
+        return UNPOOLED
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{key} is a {type(value).__name__}; expected a dict such as"
+            " {'pool_size': 8, 'pool_recycle': 600}, or None for no pool"
+        )
+    check_keys(value, (field.name for field in fields(PoolSettings)), key)
+    given = dict(value)
+    if given.get("pool_recycle", -1) is None:
+        given["pool_recycle"] = -1
+    for name, setting in given.items():
+        _check(name, setting, key)
+    return PoolSettings(**given)
+
+
+_LOWEST = {"pool_size": 1, "max_overflow": -1, "pool_timeout": 0, "pool_recycle": -1}
+_WHOLE = {"pool_size", "max_overflow"}
+
+
+def _check(name: str, setting: object, key: str) -> None:
+    if name in _LOWEST:
+        kinds = int if name in _WHOLE else (int, float)
+        what = "a whole number" if name in _WHOLE else "a number of seconds"
+        good = (
+            isinstance(setting, kinds)
+            and not isinstance(setting, bool)
+            and math.isfinite(setting)
+            and setting >= _LOWEST[name]
+        )
+        expected = f"{what}, {_LOWEST[name]} or more"
+    else:
+        good, expected = isinstance(setting, bool), "True or False"
+    if not good:
+        raise ConfigError(f"{key}[{name!r}] is {setting!r}; expected {expected}")

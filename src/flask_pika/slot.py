@@ -1,0 +1,225 @@
+"""A slot: one connection with one channel, and what its borrowers left on them."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from pika import exceptions as pika_errors
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+
+from . import pika_internals
+from .errors import BrokerUnavailable
+
+logger = logging.getLogger("flask_pika.connection")
+
+#: Seconds that a goodbye to the broker may take. A peer that does not answer is left without one.
+GOODBYE = 1.0
+#: Seconds that a broker which has accepted the connection may take to open a channel on it.
+CHANNEL_OPEN = 5.0
+
+
+class Traces(enum.IntEnum):
+    """What a borrower left behind, from nothing to what only a new connection is rid of."""
+
+    NONE = 0
+    ON_CHANNEL = 1  # confirm or tx mode, qos, consumers, callbacks, unacked deliveries, a closed channel
+    ON_CONNECTION = 2  # exclusive queues, timers, callbacks, a call that was interrupted
+
+
+class Connect(Protocol):
+    """Opens a connection for someone who asked at one time and can wait until another."""
+
+    def __call__(self, *, asked_at: float, deadline: float) -> BlockingConnection: ...  # noqa: D102
+
+
+class Slot:
+    """One connection with one channel, or the permit to open them.
+
+    A slot has one user at a time (a borrower, the keeper, or whoever closes the pool), and only that one
+    calls its methods. The pool decides who it is.
+    """
+
+    __slots__ = (
+        "_arrivals",
+        "_clock",
+        "_confirm_delivery",
+        "_connect",
+        "_connection",
+        "_pid",
+        "born",
+        "channel",
+        "queue_declared",
+        "traces",
+        "unacked",
+    )
+
+    def __init__(
+        self,
+        connect: Connect,
+        confirm_delivery: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connect = connect
+        self._confirm_delivery = confirm_delivery
+        self._clock = clock
+        self._connection: BlockingConnection | None = None
+        self._arrivals: Callable[[], object] | None = None
+        self._pid = 0
+        #: When it connected, in the clock's time; 0.0 when it is not connected.
+        self.born = 0.0
+        self.channel: BlockingChannel | None = None
+        self._begin_channel(None)
+
+    def _begin_channel(self, channel: BlockingChannel | None) -> None:
+        self.channel = channel
+        #: Kept by the lease, read by :meth:`clean`.
+        self.traces = Traces.NONE
+        self.unacked: set[int] = set()
+        self.queue_declared = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether channel and connection were open when I/O last ran on them. Does no I/O."""
+        return self.channel is not None and self.channel.is_open
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection was open when I/O last ran on it. Does no I/O."""
+        return self._connection is not None and self._connection.is_open
+
+    def open(self, *, asked_at: float, deadline: float) -> bool:
+        """Open a channel until the deadline, on a new connection if need be; whether it was a new one.
+
+        :raises BrokerUnavailable: the slot is then closed, and can be opened again.
+        """
+        try:
+            if self.is_connected:
+                try:
+                    self._open_channel(deadline)
+                    return False
+                except BrokerUnavailable as exc:
+                    logger.debug("a connection was dropped, it took no new channel: %s", exc)
+            self.abandon()
+            self._connection = self._connect(asked_at=asked_at, deadline=deadline)
+            self._arrivals = pika_internals.arrivals(self._connection)
+            self._pid = os.getpid()
+            self.born = self._clock()
+            self._open_channel(deadline)
+            return True
+        except BaseException:
+            # Also when the wait was interrupted: nobody knows what the peer will still answer.
+            self.abandon()
+            raise
+
+    def _open_channel(self, deadline: float) -> None:
+        connection = self._connection
+        assert connection is not None
+        try:
+            within = min(deadline - self._clock(), CHANNEL_OPEN)
+            with pika_internals.bounded(connection, within):
+                channel = connection.channel()
+                if self._confirm_delivery:
+                    channel.confirm_delivery()
+        except pika_internals.DeadlineReached as exc:
+            raise BrokerUnavailable(
+                "RabbitMQ took the connection, but did not open a channel in time"
+            ) from exc
+        except (pika_errors.AMQPError, OSError, AssertionError) as exc:
+            raise BrokerUnavailable(f"RabbitMQ did not open a channel: {exc!r}") from exc
+        self._begin_channel(channel)
+
+    def probe(self) -> bool:
+        """Whether the channel is alive, as far as what has arrived from the broker tells.
+
+        Sees an end of stream, a reset, Connection.Close and Channel.Close. Half a microsecond when nothing
+        has arrived.
+        """
+        if not self.is_open:
+            return False
+        if self._arrivals is not None and not self._arrivals():
+            return True
+        return self.serve() and self.is_open
+
+    def serve(self) -> bool:
+        """Let the connection read what came and send its heartbeats; whether it is still there."""
+        connection = self._connection
+        if connection is None or self._pid != os.getpid():
+            return False
+        try:
+            connection.process_data_events(0)
+        except Exception as exc:
+            # A lost connection, mostly. What a callback raised that some borrower left is no better.
+            logger.debug("an idle connection was lost: %r", exc)
+            return False
+        return connection.is_open
+
+    def clean(self) -> bool:
+        """Take away what the last borrower left; whether a connection remains. Takes `GOODBYE` at most.
+
+        The traces decide: nothing to do, a new channel (opened when the slot is next lent), or a new
+        connection.
+        """
+        if self.traces is Traces.NONE and not self.unacked:
+            self.queue_declared = False
+            return True  # alive or not: the probe at the next checkout will tell
+        if self.traces is Traces.ON_CONNECTION or not self.is_connected:
+            self.close()
+            return False
+        return self._close_channel()
+
+    def _close_channel(self) -> bool:
+        connection, channel = self._connection, self.channel
+        if connection is None or self._pid != os.getpid():
+            self.forget()
+            return False
+        try:
+            if channel is not None and channel.is_open:
+                with pika_internals.bounded(connection, GOODBYE):
+                    # Unacked deliveries go back to their queues with the channel.
+                    channel.close()
+        except pika_errors.ChannelClosed:
+            pass  # the broker was faster
+        except BaseException as exc:
+            self.abandon()
+            if not isinstance(exc, Exception):
+                raise
+            logger.debug("a connection was dropped, its channel did not close: %r", exc)
+            return False
+        self._begin_channel(None)
+        return True
+
+    def close(self, within: float = GOODBYE) -> None:
+        """Close the connection with a goodbye that takes ``within`` seconds at most. Never raises."""
+        connection = self._connection
+        if connection is None or self._pid != os.getpid():
+            self.forget()
+            return
+        try:
+            if connection.is_open:
+                if not pika_internals.AVAILABLE:
+                    return  # drop() says goodbye in a thread, because nothing here could bound it
+                with pika_internals.bounded(connection, within):
+                    connection.close()
+        except Exception as exc:
+            logger.debug("a connection was dropped without a goodbye: %r", exc)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Drop the connection without waiting for anything."""
+        connection = self._connection
+        self.forget()
+        if connection is not None:
+            pika_internals.drop(connection)
+
+    def forget(self) -> None:
+        """Let go of the connection without touching it: it is the parent process's."""
+        self._connection = None
+        self._arrivals = None
+        self.born = 0.0
+        self._begin_channel(None)

@@ -1,0 +1,115 @@
+"""Nodes for the tests, and a look for leaks after each of them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_pika import Pika, pika_internals
+from flask_pika.state import all_states
+from tools.rabbitmq_node import RabbitMQNode, programs
+
+LOUD = "RabbitMQ is not installed: THE TESTS THAT NEED IT WERE SKIPPED. Run scripts/ensure-rabbitmq"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"node", "fragile_node", "tls_node"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.broker)
+            if programs() is None and not os.environ.get("CI"):
+                item.add_marker(pytest.mark.skip(reason=LOUD))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if programs() is None:
+        terminalreporter.write_sep("!", LOUD, red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[RabbitMQNode]:
+    """A RabbitMQ node that stays up."""
+    with RabbitMQNode() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def _fragile() -> Iterator[RabbitMQNode]:
+    with RabbitMQNode() as started:
+        yield started
+
+
+@pytest.fixture
+def fragile_node(_fragile: RabbitMQNode) -> RabbitMQNode:
+    """A RabbitMQ node that the test may kill, stop and freeze; it is up when the test begins."""
+    if not _fragile.is_running:
+        _fragile.start()
+    return _fragile
+
+
+def make_app(params: object, pool: dict[str, object] | None = None, name: str = "shop") -> tuple[Flask, Pika]:
+    app = Flask(name)
+    app.config["FLASK_PIKA_PARAMS"] = params
+    app.config["FLASK_PIKA_POOL_PARAMS"] = pool
+    return app, Pika(app)
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
+    """Wait until a condition holds; the only place in the tests that sleeps."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what}")
+        time.sleep(0.01)
+
+
+def sockets() -> set[str]:
+    """This process's open sockets."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
+
+
+def _our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("flask-pika")]
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """After each test: no channel is lent, and no thread and no socket of ours is left."""
+    gc.collect()
+    before = sockets()
+    yield
+    gc.collect()
+    for state in all_states():
+        pool = state.pool()
+        pool.tend()  # brings home what was dropped
+        stats = pool.stats()
+        assert stats.in_use == 0, f"channels are still lent: {pool!r}"
+        assert stats.waiting == 0, f"callers still wait: {pool!r}"
+        state.close()
+        assert pool.stats().open == 0, f"channels are still open: {pool!r}"
+    wait_for(lambda: not _our_threads(), "the end of our threads")
+    wait_for(lambda: gc.collect() >= 0 and not sockets() - before, "the end of our sockets")
+
+
+@pytest.fixture(params=["internals", "public"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs twice: with what we use of pika's internals, and with the public way behind it."""
+    assert pika_internals.AVAILABLE, "this pika has no such internals: mend pika_internals.py"
+    if request.param == "public":
+        monkeypatch.setattr(pika_internals, "AVAILABLE", False)
+    return str(request.param)

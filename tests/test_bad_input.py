@@ -1,0 +1,241 @@
+"""Wrong hosts, ports, passwords and peers: one clear error in time, no password, and a whole pool."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from pika import exceptions as pika_errors
+
+from flask_pika import (
+    AuthenticationRefused,
+    BrokerRefused,
+    BrokerUnavailable,
+    ProtocolMismatch,
+    TLSRefused,
+    VirtualHostRefused,
+)
+from tests.conftest import make_app
+from tools.rabbitmq_node import RabbitMQNode, free_port
+
+SECRET = "s3cret-password"
+HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
+
+
+@contextlib.contextmanager
+def peer(answer: bytes) -> Iterator[int]:
+    """Something else on a port: it answers whatever comes with these bytes, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken, _ = server.accept()
+                    with taken, contextlib.suppress(OSError):
+                        taken.recv(100)
+                        taken.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+def refused(
+    params: object, kind: type[BrokerUnavailable], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checkout fails with exactly this, within the bounds, and the pool is whole."""
+    _app, fpika = make_app(params, {"pool_size": 2})
+    for _ in range(3):
+        began = time.monotonic()
+        with caplog.at_level(logging.DEBUG), pytest.raises(BrokerUnavailable) as caught:
+            fpika.channel(timeout=5)
+        assert time.monotonic() - began < 10
+        assert type(caught.value) is kind
+        assert isinstance(caught.value, pika_errors.AMQPConnectionError)
+        for part in said:
+            assert part in str(caught.value)
+    stats = fpika.stats()
+    assert (stats.open, stats.in_use, stats.waiting) == (0, 0, 0)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert SECRET not in repr(error) + str(error)
+        error = error.__cause__ or error.__context__
+    assert SECRET not in caplog.text
+    assert SECRET not in repr(fpika)
+
+
+def test_wrong_password(node: RabbitMQNode, caplog: pytest.LogCaptureFixture) -> None:
+    params = {**node.params, "password": SECRET}
+    said = [f"127.0.0.1:{node.port}", "user name or password refused", "ACCESS_REFUSED"]
+    refused(params, AuthenticationRefused, said, caplog)
+    assert issubclass(AuthenticationRefused, pika_errors.ProbableAuthenticationError)
+    assert issubclass(AuthenticationRefused, BrokerRefused)
+
+
+def test_missing_virtual_host(node: RabbitMQNode, caplog: pytest.LogCaptureFixture) -> None:
+    params = {**node.params, "virtual_host": "no/such"}
+    said = ["/no%2Fsuch", "virtual host refused", "vhost no/such not found"]
+    refused(params, VirtualHostRefused, said, caplog)
+    assert issubclass(VirtualHostRefused, pika_errors.ProbableAccessDeniedError)
+
+
+def test_virtual_host_of_others(node: RabbitMQNode, caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.suppress(Exception):
+        node.ctl("add_user", "outsider", SECRET)
+    params = {**node.params, "username": "outsider", "password": SECRET}
+    refused(params, VirtualHostRefused, ["access to vhost '/' refused for user 'outsider'"], caplog)
+
+
+def test_connection_limit(node: RabbitMQNode, caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.suppress(Exception):
+        node.ctl("add_vhost", "full")
+    node.ctl("set_permissions", "-p", "full", "guest", ".*", ".*", ".*")
+    node.ctl("set_vhost_limits", "-p", "full", '{"max-connections": 0}')
+    refused({**node.params, "virtual_host": "full"}, VirtualHostRefused, ["limit"], caplog)
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("no-such-host.invalid", "does not resolve"),
+        ("bad..name", "does not resolve"),
+        ("127.0.0.1", "refused"),
+    ],
+)
+def test_host_and_port(host: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    params = {"host": host, "port": port, "username": "u", "password": SECRET}
+    refused(params, BrokerUnavailable, [f"{host}:{port}", said], caplog)
+
+
+@pytest.mark.parametrize("answer", [HTTP, bytes(range(256)) * 40, b"", b"AMQP\x01\x01\x00\x0a", b"\x01\x00"])
+def test_a_port_where_something_else_answers(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with peer(answer) as port:
+        params = {"host": "127.0.0.1", "port": port, "username": "u", "password": SECRET}
+        refused(params, ProtocolMismatch, [f"127.0.0.1:{port}", "AMQP 0-9-1"], caplog)
+
+
+def test_garbage_at_random(caplog: pytest.LogCaptureFixture) -> None:
+    for length in (1, 7, 8, 64, 4096, 100_000):
+        with peer(os.urandom(length)) as port:
+            _app, fpika = make_app({"host": "127.0.0.1", "port": port}, {"pool_size": 1})
+            with pytest.raises(BrokerUnavailable):
+                fpika.channel(timeout=2)
+            assert fpika.stats().open == 0
+
+
+def test_a_header_that_promises_four_gigabytes(caplog: pytest.LogCaptureFixture) -> None:
+    with peer(b"\x01\x00\x00\xff\xff\xff\xff" + b"x" * 1000) as port:
+        _app, fpika = make_app({"host": "127.0.0.1", "port": port}, {"pool_size": 1})
+        with pytest.raises(BrokerUnavailable):
+            fpika.channel(timeout=2)
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def tls_node(
+    authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RabbitMQNode, int]]:
+    """A node with a TLS port, whose certificate is for 'localhost'."""
+    place: Path = tmp_path_factory.mktemp("certificates")
+    authority.cert_pem.write_to_path(str(place / "ca.pem"))
+    certificate = authority.issue_cert("localhost")
+    certificate.cert_chain_pems[0].write_to_path(str(place / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(place / "key.pem"))
+    port = free_port()
+    config = f"""
+        listeners.ssl.1 = 127.0.0.1:{port}
+        ssl_options.cacertfile = {place}/ca.pem
+        ssl_options.certfile = {place}/cert.pem
+        ssl_options.keyfile = {place}/key.pem
+        ssl_options.verify = verify_none
+        ssl_options.fail_if_no_peer_cert = false
+    """
+    with RabbitMQNode("\n".join(line.strip() for line in config.splitlines())) as started:
+        yield started, port
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def tls_params(port: int, **other: Any) -> dict[str, Any]:
+    return {"host": "localhost", "port": port, "username": "guest", "password": "guest", **other}
+
+
+def test_tls(tls_node: tuple[RabbitMQNode, int], authority: trustme.CA, both_ways: str) -> None:
+    _node, port = tls_node
+    _app, fpika = make_app(tls_params(port, ssl_options=trusting(authority)), {"pool_size": 4})
+    held = [fpika.channel() for _ in range(4)]
+    for ch in held:
+        ch.queue_declare("over-tls", auto_delete=True)
+        fpika.return_channel(ch)
+    for _ in range(50):
+        with fpika.channel() as ch:
+            ch.basic_publish("", "nowhere", b"x" * 100_000)
+    with fpika.channel() as ch:
+        ch.queue_declare("over-tls", auto_delete=True)
+    assert fpika.stats().opened == 4
+
+
+def test_many_threads_that_connect_at_once_all_get_tls(
+    tls_node: tuple[RabbitMQNode, int], authority: trustme.CA
+) -> None:
+    node, port = tls_node
+    _app, fpika = make_app(tls_params(port, ssl_options=trusting(authority)), {"pool_size": 16})
+    barrier = threading.Barrier(16)
+    channels = []
+
+    def work() -> None:
+        barrier.wait(30)
+        channels.append(fpika.channel())
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert node.ctl("list_connections", "ssl").split()[-16:] == ["true"] * 16
+    for ch in channels:
+        fpika.return_channel(ch)
+
+
+def test_tls_where_certificate_and_name_do_not_fit(
+    tls_node: tuple[RabbitMQNode, int], authority: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    _node, port = tls_node
+    untrusted = tls_params(port, ssl_options=True)
+    refused(untrusted, TLSRefused, [f"amqps://localhost:{port}", "certificate is not accepted"], caplog)
+    other_name = tls_params(port, ssl_options=trusting(authority), host="127.0.0.1")
+    refused(other_name, TLSRefused, ["certificate is not accepted", "127.0.0.1"], caplog)
+
+
+def test_tls_on_one_side_alone(
+    tls_node: tuple[RabbitMQNode, int], authority: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    node, port = tls_node
+    tls_to_plain = tls_params(node.port, ssl_options=trusting(authority))
+    refused(tls_to_plain, TLSRefused, ["TLS failed", "is this the broker's TLS port?"], caplog)
+    plain_to_tls = tls_params(port)
+    refused(plain_to_tls, ProtocolMismatch, ["one without TLS?"], caplog)

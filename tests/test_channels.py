@@ -1,0 +1,482 @@
+"""Channels on a real RabbitMQ: the API to the letter, and nothing of one borrower reaches the next."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import select
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pika
+import pytest
+from flask import Flask
+from pika import exceptions as pika_errors
+
+from flask_pika import ChannelReturned, PoolClosed, PoolTimeout, SetupError
+from flask_pika import Pika as FPika
+from tests.conftest import make_app, wait_for
+from tools.rabbitmq_node import RabbitMQNode
+
+POOL: dict[str, object] = {"pool_size": 2}
+
+
+@pytest.fixture
+def queue(node: RabbitMQNode) -> str:
+    """An empty, durable queue."""
+    connection = pika.BlockingConnection(pika.URLParameters(node.url))
+    channel = connection.channel()
+    channel.queue_delete("work")
+    channel.queue_declare("work", durable=True)
+    connection.close()
+    return "work"
+
+
+def contents(node: RabbitMQNode, queue: str) -> list[bytes]:
+    """What is in a queue, taken out by a connection of its own."""
+    connection = pika.BlockingConnection(pika.URLParameters(node.url))
+    try:
+        bodies = []
+        while (found := connection.channel().basic_get(queue, auto_ack=True))[0] is not None:
+            assert found[2] is not None
+            bodies.append(found[2])
+        return bodies
+    finally:
+        connection.close()
+
+
+def test_the_original_api_to_the_letter(node: RabbitMQNode, queue: str) -> None:
+    app = Flask("original")
+    app.config["FLASK_PIKA_PARAMS"] = {
+        "host": "127.0.0.1",
+        "username": "guest",
+        "password": "guest",
+        "port": node.port,
+        "virtual_host": "/",
+    }
+    app.config["FLASK_PIKA_POOL_PARAMS"] = {"pool_size": 8, "pool_recycle": 600}
+    fpika = FPika()
+    fpika.init_app(app)
+
+    ch = fpika.channel()
+    ch.exchange_declare("exchange")
+    ch.queue_bind(queue, "exchange", "routing_key")
+    ch.basic_publish(exchange="exchange", routing_key="routing_key", body="message")  # type: ignore[arg-type]
+    fpika.return_channel(ch)
+    ch = fpika.channel()
+    fpika.return_broken_channel(ch)
+    with fpika.channel() as ch:
+        assert ch.basic_get(queue, auto_ack=True)[2] == b"message"
+        ch.exchange_delete("exchange")
+    assert fpika.stats().in_use == 0
+
+
+@pytest.mark.parametrize("pool", [None, POOL], ids=["unpooled", "pooled"])
+def test_publish_and_get(node: RabbitMQNode, queue: str, pool: dict[str, object] | None) -> None:
+    _app, fpika = make_app(node.params, pool)
+    for number in range(20):
+        with fpika.channel() as ch:
+            ch.basic_publish("", queue, b"%d" % number)
+    # Its channels are not in confirm mode: a question on the same channel comes after the publishes.
+    wait_for(lambda: depth(fpika, queue) == 20, "20 messages")
+    assert contents(node, queue) == [b"%d" % number for number in range(20)]
+    assert fpika.stats().opened == (1 if pool else fpika.stats().opened)
+
+
+def depth(fpika: FPika, queue: str) -> int:
+    with fpika.channel() as ch:
+        return int(ch.queue_declare(queue, passive=True).method.message_count)
+
+
+def test_unpooled_a_return_closes_the_connection(node: RabbitMQNode, both_ways: str) -> None:
+    _app, fpika = make_app({**node.params, "client_properties": {"connection_name": f"unpooled-{both_ways}"}})
+    with fpika.channel() as ch:
+        assert ch.is_open
+        assert node.connections().count(f"unpooled-{both_ways}") == 1
+    assert fpika.stats().open == 0
+    wait_for(lambda: f"unpooled-{both_ways}" not in node.connections(), "the connection is closed")
+
+
+def test_an_operator_recognises_the_connections(node: RabbitMQNode) -> None:
+    import os
+    import socket
+
+    _app, fpika = make_app(node.params, POOL, name="webshop")
+    with fpika.channel():
+        assert f"webshop on {socket.gethostname()} (pid {os.getpid()})" in node.connections()
+
+
+def test_no_channel_is_ever_with_two_borrowers(node: RabbitMQNode) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 4})
+    users: dict[int, int] = {}
+    doubles = []
+
+    def work() -> None:
+        for turn in range(50):
+            ch = fpika.channel()
+            key = id(ch.__dict__["_slot"])
+            if users.setdefault(key, threading.get_ident()) != threading.get_ident():
+                doubles.append(key)
+            ch.basic_publish("", "nowhere", b"x")
+            del users[key]
+            if turn % 10 == 9:
+                fpika.return_broken_channel(ch)
+            else:
+                fpika.return_channel(ch)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not doubles
+    stats = fpika.stats()
+    assert (stats.in_use, stats.waiting, stats.timeouts) == (0, 0, 0)
+    assert stats.open <= 4
+    assert stats.discarded == 16 * 5
+
+
+def test_a_full_pool_names_who_holds_it(node: RabbitMQNode) -> None:
+    app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 0.05})
+
+    @app.get("/")
+    def holder() -> str:
+        with fpika.channel(), pytest.raises(PoolTimeout) as caught:
+            fpika.channel()
+        return str(caught.value)
+
+    message = app.test_client().get("/").text
+    assert "endpoint 'holder'" in message
+    assert f"thread {threading.current_thread().name}" in message
+    assert isinstance(PoolTimeout("x"), pika_errors.AMQPConnectionError)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "1", True])
+def test_a_timeout_that_is_none_is_refused(node: RabbitMQNode, timeout: Any) -> None:
+    _app, fpika = make_app(node.params, POOL)
+    with pytest.raises(ValueError, match="timeout"):
+        fpika.channel(timeout=timeout)
+
+
+# What a borrower may leave, and how the next one would notice.
+
+
+def leave_confirm_mode(ch: Any, queue: str) -> None:
+    ch.confirm_delivery()
+
+
+def leave_tx_mode(ch: Any, queue: str) -> None:
+    ch.tx_select()
+    ch.basic_publish("", queue, b"never committed")
+
+
+def leave_unacked(ch: Any, queue: str) -> None:
+    assert ch.basic_get(queue)[0] is not None
+
+
+def leave_consumer(ch: Any, queue: str) -> None:
+    ch.basic_consume(queue, lambda *_: None)
+
+
+def leave_qos_and_consumer_generator(ch: Any, queue: str) -> None:
+    ch.basic_qos(prefetch_count=1)
+    next(ch.consume(queue, inactivity_timeout=5))
+
+
+def leave_closed_by_404(ch: Any, queue: str) -> None:
+    with pytest.raises(pika_errors.ChannelClosedByBroker):
+        ch.queue_declare("no-such-queue", passive=True)
+
+
+def leave_closed_by_406(ch: Any, queue: str) -> None:
+    with pytest.raises(pika_errors.ChannelClosedByBroker):
+        ch.queue_declare(queue, durable=False)
+
+
+def leave_a_404_that_arrived_after_the_return(ch: Any, queue: str) -> None:
+    sock = ch.__dict__["_slot"].channel.connection._impl._transport._sock
+    ch.basic_publish("no-such-exchange", queue, b"x")
+    # Read by nobody, as when the channel is returned at once and the broker's answer comes a moment later.
+    wait_for(lambda: select.select([sock], [], [], 0)[0], "the broker's answer")
+
+
+def leave_an_ack_of_nothing(ch: Any, queue: str) -> None:
+    ch.basic_ack(4711)
+
+
+def leave_exclusive_queue(ch: Any, queue: str) -> None:
+    ch.queue_declare("mine-alone", exclusive=True)
+
+
+def leave_closed(ch: Any, queue: str) -> None:
+    ch.close()
+
+
+def leave_connection_closed(ch: Any, queue: str) -> None:
+    ch.connection.close()
+
+
+def leave_return_callback(ch: Any, queue: str) -> None:
+    ch.add_on_return_callback(lambda *_: pytest.fail("another borrower's callback"))
+
+
+def leave_declared_queue(ch: Any, queue: str) -> None:
+    ch.queue_declare("declared-last", auto_delete=True)
+
+
+LEAVE = [value for name, value in sorted(globals().items()) if name.startswith("leave_")]
+
+
+@pytest.mark.parametrize(
+    ("leave", "confirm"),
+    [
+        pytest.param(leave, confirm, id=f"{leave.__name__}-{'confirm' if confirm else 'plain'}")
+        for leave in LEAVE
+        for confirm in (False, True)
+        # RabbitMQ refuses tx on a confirmed channel, and a confirmed publish waits for its 404.
+        if not confirm or leave not in (leave_tx_mode, leave_a_404_that_arrived_after_the_return)
+    ],
+)
+def test_nothing_of_one_borrower_reaches_the_next(
+    node: RabbitMQNode, queue: str, leave: Callable[[Any, str], None], confirm: bool, both_ways: str
+) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1, "confirm_delivery": confirm})
+    with fpika.channel() as ch:
+        ch.basic_publish("", queue, b"first")
+    with fpika.channel() as ch:
+        leave(ch, queue)
+
+    for _ in range(3):
+        with fpika.channel() as ch:
+            assert ch.consumer_tags == []
+            # Not another's confirm mode: then it would raise UnroutableError; and not missing confirms.
+            if confirm:
+                with pytest.raises(pika_errors.UnroutableError):
+                    ch.basic_publish("", "no-such-queue", b"x", mandatory=True)
+            else:
+                ch.basic_publish("", "no-such-queue", b"x", mandatory=True)
+            ch.basic_publish("", queue, b"next")
+            assert not ch.connection.process_data_events(0)  # type: ignore[func-returns-value]
+            with pytest.raises(ValueError, match="declared none"):
+                ch.basic_get("")
+    # Not somebody's unacked delivery, uncommitted publish or exclusive queue.
+    wait_for(lambda: depth(fpika, queue) == 4, "four messages, all ready")
+    assert contents(node, queue).count(b"next") == 3
+    with pytest.raises(pika_errors.ChannelClosedByBroker, match="NOT_FOUND"), fpika.channel() as ch:
+        ch.queue_declare("mine-alone", passive=True)
+    assert fpika.stats().open == 1
+
+
+def test_a_channel_costs_a_channel_and_not_a_connection(node: RabbitMQNode, queue: str) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1})
+    for leave in (leave_confirm_mode, leave_closed_by_404, leave_consumer, leave_closed):
+        with fpika.channel() as ch:
+            leave(ch, queue)
+    with fpika.channel():
+        pass
+    assert fpika.stats().opened == 1
+    with fpika.channel() as ch:
+        leave_exclusive_queue(ch, queue)
+    with fpika.channel():
+        pass
+    assert (fpika.stats().opened, fpika.stats().discarded) == (2, 1)
+
+
+def test_confirmed_channels_tell_what_became_of_the_message(node: RabbitMQNode, queue: str) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1, "confirm_delivery": True})
+    with pytest.raises(pika_errors.UnroutableError), fpika.channel() as ch:
+        ch.basic_publish("", "no-such-queue", b"x", mandatory=True)
+    with fpika.channel() as ch:
+        ch.basic_publish("", queue, b"x", mandatory=True)
+    assert contents(node, queue) == [b"x"]
+    assert fpika.stats().opened == 1, "a returned message does not cost the connection"
+
+
+def test_an_interrupted_confirm_does_not_vouch_for_the_next_message(node: RabbitMQNode, queue: str) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1, "confirm_delivery": True})
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with fpika.channel() as ch:
+        ch.connection.call_later(0, lambda: None)
+        raw = ch.__dict__["_slot"].channel
+        # A signal that arrives while the confirm is waited for.
+        raw.connection._impl.ioloop.call_later(0, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ch.basic_publish("", queue, b"in doubt")
+    with pytest.raises(pika_errors.UnroutableError), fpika.channel() as ch:
+        ch.basic_publish("", "no-such-queue", b"refused", mandatory=True)
+    assert fpika.stats().opened == 2
+
+
+def test_a_get_and_its_ack_cost_nothing(node: RabbitMQNode, queue: str) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1})
+    for _ in range(3):
+        with fpika.channel() as ch:
+            ch.basic_publish("", queue, b"x")
+            number = ch.channel_number
+        with fpika.channel() as ch:
+            wait_for(lambda ch=ch: ch.queue_declare(queue, passive=True).method.message_count, "it")  # type: ignore[misc]
+            method, _, _ = ch.basic_get(queue)
+            assert method is not None
+            ch.basic_ack(method.delivery_tag)
+            raw = ch.__dict__["_slot"].channel
+        with fpika.channel() as ch:
+            assert ch.__dict__["_slot"].channel is raw, "the same channel, not a new one"
+            assert ch.channel_number == number
+    assert contents(node, queue) == []
+
+
+# Contexts and apps
+
+
+def test_a_forgotten_channel_comes_home_with_the_app_context(
+    node: RabbitMQNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 0.05})
+    kept = []
+
+    @app.get("/forget")
+    def forget() -> str:
+        kept.append(fpika.channel())
+        return "ok"
+
+    client = app.test_client()
+    for _ in range(3):
+        with caplog.at_level(logging.WARNING, logger="flask_pika"):
+            assert client.get("/forget").status_code == 200
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3
+    assert all("endpoint 'forget'" in line for line in lines)
+    for ch in kept:
+        with pytest.raises(ChannelReturned):
+            ch.basic_publish("", "q", b"")
+    assert fpika.stats().opened == 1
+
+
+def test_a_view_that_raises_loses_no_channel(node: RabbitMQNode) -> None:
+    app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 0.05})
+
+    @app.get("/fail")
+    def fail() -> str:
+        with fpika.channel():
+            raise ZeroDivisionError
+
+    for _ in range(5):
+        assert app.test_client().get("/fail").status_code == 500
+    assert (fpika.stats().opened, fpika.stats().in_use) == (1, 0)
+
+
+def test_a_long_app_context_remembers_only_what_is_lent(node: RabbitMQNode) -> None:
+    from flask import g
+
+    app, fpika = make_app(node.params, POOL)
+    with app.app_context():
+        for _ in range(100):
+            with fpika.channel():
+                pass
+        assert not g.get("_flask_pika_FLASK_PIKA")
+
+
+def test_dropped_channels_come_home_without_a_context(
+    node: RabbitMQNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 5})
+    for _ in range(3):
+        fpika.channel().basic_publish("", "nowhere", b"x")
+        gc.collect()
+    with fpika.channel():
+        pass
+    assert fpika.stats().opened == 1
+    assert "never returned" in caplog.text
+
+
+def test_one_app_needs_no_context_and_several_do(node: RabbitMQNode) -> None:
+    fpika = FPika()
+    with pytest.raises(SetupError, match="init_app"):
+        fpika.channel()
+    apps: list[Flask] = []
+    for name in ("one", "two"):
+        app = Flask(name)
+        app.config["FLASK_PIKA_PARAMS"] = node.params
+        app.config["FLASK_PIKA_POOL_PARAMS"] = {"pool_size": 1 + len(apps)}
+        fpika.init_app(app)
+        apps.append(app)
+        if len(apps) == 1:
+            with fpika.channel():
+                pass
+    with pytest.raises(RuntimeError, match=r"'one', 'two'.*app\.app_context\(\)"):
+        fpika.channel()
+    with apps[0].app_context():
+        assert fpika.stats().size == 1
+    with apps[1].app_context(), fpika.channel() as ch:
+        assert fpika.stats().size == 2
+        assert "two on " in " ".join(node.connections())
+    fpika.return_channel(ch)  # knows where it belongs
+    stranger = Flask("stranger")
+    with stranger.app_context(), pytest.raises(SetupError, match="'stranger'"):
+        fpika.channel()
+
+
+def test_init_app_twice_is_an_error_and_changes_nothing(node: RabbitMQNode) -> None:
+    app, fpika = make_app(node.params, POOL)
+    with pytest.raises(RuntimeError, match="before"):
+        fpika.init_app(app)
+    with pytest.raises(RuntimeError, match="config_prefix"):
+        FPika(app)
+    with fpika.channel():
+        pass
+
+
+def test_two_brokers_in_one_app(node: RabbitMQNode) -> None:
+    app = Flask("two")
+    app.config["FLASK_PIKA_PARAMS"] = node.params
+    app.config["AUDIT_PIKA_PARAMS"] = node.url
+    app.config["AUDIT_PIKA_POOL_PARAMS"] = {"pool_size": 3}
+    fpika, audit = FPika(app), FPika(app, config_prefix="AUDIT_PIKA")
+    assert (fpika.stats().size, audit.stats().size) == (0, 3)
+    with app.app_context(), fpika.channel() as one, audit.channel() as other:
+        assert (fpika.stats().in_use, audit.stats().in_use) == (1, 1)
+        fpika.return_channel(other)  # by the wrong object: it goes home all the same
+        assert audit.stats().in_use == 0
+        assert one.is_open
+
+
+def test_an_app_can_go_and_its_connections_go_with_it(node: RabbitMQNode) -> None:
+    app, fpika = make_app(node.params, POOL, name="short-lived")
+    with fpika.channel():
+        pass
+    gone = weakref.ref(app)
+    del app
+    gc.collect()
+    assert gone() is None, "something keeps the app alive"
+    wait_for(lambda: "short-lived" not in " ".join(node.connections()), "its connections are closed")
+    with pytest.raises(SetupError, match="keep the app alive"):
+        fpika.channel()
+
+
+def test_close_closes_what_is_idle_and_refuses_checkouts(node: RabbitMQNode, both_ways: str) -> None:
+    _app, fpika = make_app(node.params, POOL, name=f"closing-{both_ways}")
+    held, idle = fpika.channel(), fpika.channel()
+    fpika.return_channel(idle)
+    fpika.close()
+    fpika.close()
+    with pytest.raises(PoolClosed):
+        fpika.channel()
+    assert held.queue_declare("still-usable", auto_delete=True)
+    fpika.return_channel(held)
+    assert fpika.stats().open == 0
+    wait_for(lambda: f"closing-{both_ways}" not in " ".join(node.connections()), "all closed")
+
+
+def test_raw_channels_are_not_taken(node: RabbitMQNode) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(node.url))
+    _app, fpika = make_app(node.params, POOL)
+    raw = connection.channel()
+    with pytest.raises(TypeError, match="BlockingChannel"):
+        fpika.return_channel(raw)  # type: ignore[arg-type]
+    assert raw.is_open
+    connection.close()

@@ -1,0 +1,331 @@
+"""The broker goes away, comes back, freezes and blocks; no slot is lost, nobody waits past a deadline."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from pika import exceptions as pika_errors
+
+from flask_pika import BrokerUnavailable, Pika, PoolTimeout
+from tests.conftest import make_app, wait_for
+from tools.rabbitmq_node import RabbitMQNode, free_port
+
+#: What a loaded machine may add to a deadline. The bounds that are tested are shorter than what would happen
+#: without them.
+SLACK = 5.0
+
+
+def publish(fpika: Pika) -> None:
+    with fpika.channel() as ch:
+        ch.queue_declare("durable", durable=True)
+        ch.basic_publish("", "durable", b"x", mandatory=True)
+
+
+def all_slots_work(fpika: Pika, size: int) -> None:
+    held = [fpika.channel(timeout=10) for _ in range(size)]
+    for ch in held:
+        ch.basic_publish("", "durable", b"x", mandatory=True)
+    with pytest.raises(PoolTimeout):
+        fpika.channel(timeout=0)
+    for ch in held:
+        fpika.return_channel(ch)
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_after_the_brokers_return_the_first_checkout_works(
+    fragile_node: RabbitMQNode, end: str, both_ways: str
+) -> None:
+    _app, fpika = make_app(fragile_node.params, {"pool_size": 3, "confirm_delivery": True})
+    all_slots_ready = [fpika.channel() for _ in range(3)]
+    all_slots_ready[0].queue_declare("durable", durable=True)
+    held = all_slots_ready.pop()
+    for ch in all_slots_ready:
+        fpika.return_channel(ch)
+
+    getattr(fragile_node, end)()
+    for _ in range(3):
+        with pytest.raises(BrokerUnavailable) as caught:
+            publish(fpika)
+        assert "connection refused" in str(caught.value)
+        assert isinstance(caught.value, pika_errors.AMQPConnectionError)
+    with pytest.raises(pika_errors.AMQPError):
+        held.basic_publish("", "durable", b"x")
+    fpika.return_channel(held)
+
+    fragile_node.start()
+    publish(fpika)  # the first one, at once
+    all_slots_work(fpika, 3)
+
+
+def test_many_threads_on_a_broker_that_is_away_fail_together_and_come_back_together(
+    fragile_node: RabbitMQNode,
+) -> None:
+    _app, fpika = make_app(fragile_node.params, {"pool_size": 4, "confirm_delivery": True})
+    publish(fpika)
+    fragile_node.kill()
+    stop = threading.Event()
+    outcomes: list[str] = []
+    wrong: list[BaseException] = []
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                publish(fpika)
+            except BrokerUnavailable:
+                outcomes.append("away")
+            except BaseException as exc:
+                wrong.append(exc)
+            else:
+                outcomes.append("published")
+
+    threads = [threading.Thread(target=work) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(outcomes) >= 64, "every thread hears that it is away")
+    fragile_node.start()
+    wait_for(lambda: outcomes.count("published") >= 64, "every thread publishes again")
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert not wrong
+    all_slots_work(fpika, 4)
+
+
+class Silent:
+    """A port that takes connections and says nothing, as a host that is stuck; it counts them."""
+
+    def __init__(self) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self.taken: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
+
+    def _take(self) -> None:
+        while True:
+            try:
+                self.taken.append(self._server.accept()[0])
+            except OSError:
+                return
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._server.close()
+        for peer in self.taken:
+            peer.close()
+
+
+def test_threads_do_not_wait_out_the_connect_time_one_after_another() -> None:
+    with Silent() as silent:
+        params = {"host": "127.0.0.1", "port": silent.port, "stack_timeout": 1}
+        _app, fpika = make_app(params, {"pool_size": 2})
+        failed = []
+
+        def work() -> None:
+            try:
+                fpika.channel()
+            except BrokerUnavailable as exc:
+                failed.append(str(exc))
+
+        began = time.monotonic()
+        threads = [threading.Thread(target=work) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(failed) == 40
+        assert all("timed out" in text and str(silent.port) in text for text in failed)
+        # One after another, two at a time, would take 20 s; nobody asks more than twice.
+        assert time.monotonic() - began < 20
+        assert len(silent.taken) <= 6, "a storm"
+
+
+@pytest.mark.parametrize("pool", [None, {"pool_size": 2}], ids=["unpooled", "pooled"])
+def test_a_checkout_ends_at_its_deadline_though_the_peer_is_silent(pool: dict[str, object] | None) -> None:
+    with Silent() as silent:
+        _app, fpika = make_app({"host": "127.0.0.1", "port": silent.port}, pool)
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match="timed out"):
+            fpika.channel(timeout=0.3)
+        assert time.monotonic() - began < 0.3 + SLACK
+
+
+def test_a_host_that_the_resolver_never_answers_for_ends_at_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered = threading.Event()
+
+    def hang(*args: object, **kwargs: object) -> list[object]:
+        answered.wait(30)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    _app, fpika = make_app({"host": "rabbit.example"}, {"pool_size": 1})
+    with pytest.raises(BrokerUnavailable, match="not resolved in time"):
+        fpika.channel(timeout=0.2)
+    answered.set()
+
+
+def test_a_frozen_broker_holds_a_call_for_the_heartbeat_and_a_return_for_a_moment(
+    fragile_node: RabbitMQNode,
+) -> None:
+    _app, fpika = make_app(
+        {**fragile_node.params, "heartbeat": 1, "stack_timeout": 1},
+        {"pool_size": 2, "confirm_delivery": True},
+    )
+    publish(fpika)
+    one, other = fpika.channel(), fpika.channel()
+    with fragile_node.frozen():
+        began = time.monotonic()
+        with pytest.raises(pika_errors.AMQPConnectionError):
+            one.basic_publish("", "durable", b"x")
+        fpika.return_channel(one)
+        assert time.monotonic() - began < 2 * (1 + 5) + SLACK, "pika looks every heartbeat + 5 s, twice"
+
+        began = time.monotonic()
+        fpika.return_broken_channel(other)
+        assert time.monotonic() - began < 1 + SLACK
+        with pytest.raises(BrokerUnavailable):
+            fpika.channel(timeout=1)
+    publish(fpika)
+    all_slots_work(fpika, 2)
+
+
+def test_a_broker_that_takes_the_connection_and_opens_no_channel_is_unavailable(
+    fragile_node: RabbitMQNode,
+) -> None:
+    _app, fpika = make_app(fragile_node.params, {"pool_size": 1})
+    with fpika.channel() as ch:
+        ch.basic_qos(prefetch_count=1)  # so that the next borrower needs a new channel on it
+    with fragile_node.frozen():
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            fpika.channel(timeout=0.5)
+        assert time.monotonic() - began < 0.5 + SLACK
+    publish(fpika)
+
+
+def test_a_blocked_broker_ends_a_call_at_the_blocked_connection_timeout(fragile_node: RabbitMQNode) -> None:
+    _app, fpika = make_app(
+        {**fragile_node.params, "blocked_connection_timeout": 1}, {"pool_size": 2, "confirm_delivery": True}
+    )
+    publish(fpika)
+    fragile_node.ctl("set_vm_memory_high_watermark", "0.0000001")
+    try:
+        began = time.monotonic()
+        with pytest.raises(pika_errors.ConnectionBlockedTimeout):
+            publish(fpika)
+        assert time.monotonic() - began < 1 + SLACK
+    finally:
+        fragile_node.ctl("set_vm_memory_high_watermark", "0.4")
+    publish(fpika)
+    all_slots_work(fpika, 2)
+
+
+def test_of_a_list_of_nodes_one_that_is_up_is_found(node: RabbitMQNode) -> None:
+    down = {"host": "127.0.0.1", "port": free_port()}
+    _app, fpika = make_app([down, node.params, down, "amqp://no-such-host.invalid"], {"pool_size": 4})
+    held = [fpika.channel() for _ in range(4)]
+    for ch in held:
+        fpika.return_channel(ch)
+    _other_app, none = make_app([down, "amqp://no-such-host.invalid"], {"pool_size": 1})
+    with pytest.raises(BrokerUnavailable) as caught:
+        none.channel()
+    assert "connection refused" in str(caught.value)
+    assert "does not resolve" in str(caught.value)
+
+
+def test_idle_connections_outlive_any_idle_time(node: RabbitMQNode) -> None:
+    """Longer than the broker's patience with a silent client, which another connection shows."""
+    import pika
+
+    _app, fpika = make_app({**node.params, "heartbeat": 1}, {"pool_size": 4})
+    held = [fpika.channel() for _ in range(4)]
+    for ch in held:
+        fpika.return_channel(ch)
+    silent = pika.BlockingConnection(
+        pika.ConnectionParameters("127.0.0.1", node.port, heartbeat=1, client_properties={"name": "silent"})
+    )
+    sock = silent._impl._transport._sock  # type: ignore[union-attr]
+
+    def closed_by_broker() -> bool:
+        try:
+            return bool(sock.recv(4096, socket.MSG_DONTWAIT) == b"")
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
+
+    for _ in range(2):  # and once more as long
+        wait_for(closed_by_broker, "the broker gives up a client without heartbeats")
+        wait_for_more = time.monotonic() + 2
+        wait_for(lambda until=wait_for_more: time.monotonic() > until, "two more heartbeats")  # type: ignore[misc]
+    with pytest.raises(pika_errors.AMQPError):
+        silent.process_data_events(0)
+    for _ in range(1000):
+        with fpika.channel() as ch:
+            ch.basic_publish("", "nowhere", b"x")
+    held = [fpika.channel() for _ in range(4)]
+    for ch in held:
+        ch.queue_declare("idle", auto_delete=True)
+        fpika.return_channel(ch)
+    assert fpika.stats().opened == 4, "none of them died"
+
+
+def test_what_died_while_idle_is_replaced_at_checkout(node: RabbitMQNode) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 3}, name="to-be-closed")
+    held = [fpika.channel() for _ in range(3)]
+    for ch in held:
+        fpika.return_channel(ch)
+    node.ctl("close_all_connections", "an operator's whim")
+    for _ in range(3):
+        with fpika.channel() as ch:
+            ch.queue_declare("replaced", auto_delete=True)
+    held = [fpika.channel() for _ in range(3)]
+    for ch in held:
+        ch.queue_declare("replaced", auto_delete=True)
+        fpika.return_channel(ch)
+    assert fpika.stats().discarded == 3
+
+
+def interrupt(action: Callable[[], object], when: Callable[[], bool]) -> None:
+    """Run an action in this, the main thread, and interrupt it as Ctrl-C does when a condition holds."""
+
+    def watch() -> None:
+        wait_for(when, "the moment of the interrupt")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        action()
+    watcher.join(30)
+
+
+def test_ctrl_c_while_waiting_for_a_channel_leaves_nothing_behind(node: RabbitMQNode) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1})
+    with fpika.channel():
+        interrupt(fpika.channel, lambda: fpika.stats().waiting == 1)
+        assert fpika.stats().waiting == 0
+    with fpika.channel(timeout=0):
+        pass
+
+
+# What pika had opened when it was interrupted is in nobody's hands but the collector's, which closes it.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_while_connecting_leaves_nothing_behind() -> None:
+    with Silent() as silent:
+        _app, fpika = make_app({"host": "127.0.0.1", "port": silent.port}, {"pool_size": 1})
+        interrupt(fpika.channel, lambda: len(silent.taken) == 1)
+        assert fpika.stats().open == 0

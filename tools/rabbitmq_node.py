@@ -1,0 +1,222 @@
+"""A private RabbitMQ node on a free loopback port: started in seconds, killed, frozen and stopped at will.
+
+It uses the system's RabbitMQ programs, but neither its service, its data, its cookie nor its epmd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_PLACES = (
+    Path("/usr/lib/rabbitmq/bin"),  # Debian, Ubuntu, Fedora
+    Path("/opt/homebrew/opt/rabbitmq/sbin"),
+    Path("/usr/local/opt/rabbitmq/sbin"),
+)
+_START_TIMEOUT = 90.0
+
+
+class NodeError(Exception):
+    """The node did not do what it was told; the message has the end of its log."""
+
+
+def programs() -> Path | None:
+    """Where RabbitMQ's programs are on this machine, or None."""
+    for place in _PLACES:
+        if (place / "rabbitmq-server").exists():
+            return place
+    # Debian's /usr/sbin/rabbitmq-server is a wrapper that insists on its own user: not this way there.
+    found = shutil.which("rabbitmq-server")
+    return Path(found).resolve().parent if found else None
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on.
+
+    Not from the range that the system gives to outgoing connections: a client that dials such a port again
+    and again while its node is down gets connected to itself, sooner or later.
+    """
+    while True:
+        port = random.randrange(20000, 30000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class RabbitMQNode:
+    """One node. ``start()`` it, or use it in a ``with`` block; ``remove()`` ends it and deletes its data.
+
+    :param config: further lines for ``rabbitmq.conf``.
+    """
+
+    def __init__(self, config: str = "") -> None:
+        place = programs()
+        if place is None:
+            raise NodeError("RabbitMQ is not installed: see scripts/ensure-rabbitmq")
+        self._programs = place
+        self._home = Path(tempfile.mkdtemp(prefix="flask-pika-node-"))
+        self.port = free_port()
+        self._epmd_port = free_port()
+        self._name = f"flask-pika-{self.port}@localhost"
+        self._process: subprocess.Popen[bytes] | None = None
+        (self._home / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n{config}\n")
+        (self._home / "enabled_plugins").write_text("[].\n")
+        self._env = {
+            **os.environ,
+            "HOME": str(self._home),
+            "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(self._home / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self._home / "log"),
+            "RABBITMQ_CONFIG_FILE": str(self._home / "rabbitmq"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._home / "enabled_plugins"),
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+        }
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+
+    @property
+    def params(self) -> dict[str, object]:
+        return {"host": "127.0.0.1", "port": self.port, "username": "guest", "password": "guest"}
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> RabbitMQNode:
+        """Start the node, with the data that it has, and wait until it speaks AMQP."""
+        with (self._home / "output.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [self._programs / "rabbitmq-server"],
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C at the terminal is for the program that uses it
+            )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not self._speaks_amqp():
+            if not self.is_running or time.monotonic() > deadline:
+                raise NodeError(f"RabbitMQ did not start:\n{self._log_tail()}")
+            time.sleep(0.05)
+        return self
+
+    def kill(self) -> None:
+        """Kill it as ``kill -9`` does: connections end without a word, what was not on disk is gone."""
+        self._signal(signal.SIGKILL)
+        self._wait()
+
+    def stop(self) -> None:
+        """Stop it in order: clients are told."""
+        self._signal(signal.SIGTERM)
+        self._wait()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop its clock: it answers nothing and closes nothing, as a host that is stuck."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def ctl(self, *args: str) -> str:
+        """What ``rabbitmqctl`` says to these arguments."""
+        done = subprocess.run(
+            [self._programs / "rabbitmqctl", "--quiet", "-n", self._name, *args],
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            raise NodeError(f"rabbitmqctl {' '.join(args)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def connections(self) -> list[str]:
+        """The names that open connections gave themselves."""
+        lines = self.ctl("list_connections", "name", "client_properties").splitlines()
+        return [
+            line.split('"connection_name","', 1)[1].split('"', 1)[0]
+            for line in lines
+            if '"connection_name","' in line
+        ]
+
+    def log(self) -> str:
+        """What the node has logged."""
+        return "".join(path.read_text(errors="replace") for path in (self._home / "log").glob("*.log"))
+
+    def remove(self) -> None:
+        """End it, whatever state it is in, and delete all that it wrote."""
+        if self.is_running:
+            self._signal(signal.SIGCONT)
+            self.kill()
+        epmd = shutil.which("epmd") or next(map(str, Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None)
+        if epmd is not None:
+            subprocess.run(
+                [epmd, "-port", str(self._epmd_port), "-kill"],
+                env=self._env,
+                capture_output=True,
+                timeout=30,
+                check=False,
+            )
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def __enter__(self) -> RabbitMQNode:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.remove()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            # Its session: the node and its helpers, nothing else.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def _wait(self) -> None:
+        if self._process is None:
+            return
+        self._process.wait(timeout=60)
+        # That was the shell that started it. The node itself is gone when its port is.
+        deadline = time.monotonic() + 60
+        while self._accepts():
+            if time.monotonic() > deadline:
+                raise NodeError("RabbitMQ does not end")
+            time.sleep(0.01)
+
+    def _accepts(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def _speaks_amqp(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as peer:
+            peer.sendall(b"AMQP\x00\x00\x09\x01")  # AMQP 0-9-1, section 4.2.2: the protocol header
+            return peer.recv(1) == b"\x01"  # a method frame: Connection.Start
+        return False
+
+    def _log_tail(self) -> str:
+        with contextlib.suppress(OSError):
+            return "\n".join((self._home / "output.log").read_text(errors="replace").splitlines()[-25:])
+        return "(no log)"
