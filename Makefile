@@ -15,6 +15,7 @@ demo:  ## see a Flask app publish and get messages through a real RabbitMQ
 
 test:  ## run all tests, on every Python 3.10 or newer that the machine has
 	@scripts/ensure-rabbitmq || true
+	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)' here: install Python 3.10 or newer"; exit 1; }
 	@$(PYTHON) tools/test_all.py
 
 test-quick:  ## run all tests on one Python
@@ -29,10 +30,11 @@ lint:  ## ruff, mypy, and a second type checker over the public API
 	$(VENV)/bin/mypy
 	$(VENV)/bin/basedpyright
 
-bench:  ## measure the pool beside SQLAlchemy's, and publishing beside raw pika
+bench:  ## measure the pool and the publisher beside SQLAlchemy, raw pika and a bare socket
 	@scripts/ensure-rabbitmq
 	@scripts/make-venv $(PYTHON) $(VENV) bench
 	@$(VENV)/bin/python -m benchmarks.pool
+	@$(VENV)/bin/python -m benchmarks.publishing
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venvs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -61,12 +61,12 @@ def make_app(params: object, pool: dict[str, object] | None = None, name: str = 
     return app, Pika(app)
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], what: str | Callable[[], str], timeout: float = 30.0) -> None:
     """Wait until a condition holds; the only place in the tests that sleeps."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:g} s: {what}")
+            raise AssertionError(f"not within {timeout:g} s: {what() if callable(what) else what}")
         time.sleep(0.01)
 
 

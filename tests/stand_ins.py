@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -70,7 +71,7 @@ class StandInSlot:
             self.forget()
         return self.is_connected
 
-    def clean(self) -> bool:
+    def clean(self, within: float = 0.0) -> bool:
         if self.broken:
             self.close()
         self.broken = False
@@ -82,6 +83,15 @@ class StandInSlot:
     def forget(self) -> None:
         self.world.connected.discard(self)
         self.born = 0.0
+
+
+class Holder:
+    """What holds a slot, and can be dropped."""
+
+
+def gone() -> weakref.ref[object]:
+    """A reference to a holder that is not there any more."""
+    return weakref.ref(Holder())
 
 
 class StandInChannel:

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import trustme
 from pika import exceptions as pika_errors
+from pika import frame, spec
 
 from flask_pika import (
     AuthenticationRefused,
     BrokerRefused,
     BrokerUnavailable,
+    Message,
     ProtocolMismatch,
     TLSRefused,
     VirtualHostRefused,
@@ -33,8 +35,8 @@ HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
 
 
 @contextlib.contextmanager
-def peer(answer: bytes) -> Iterator[int]:
-    """Something else on a port: it answers whatever comes with these bytes, and hangs up."""
+def peer(*answers: bytes) -> Iterator[int]:
+    """Something else on a port: it answers whatever comes with these bytes in turn, and hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -42,8 +44,9 @@ def peer(answer: bytes) -> Iterator[int]:
                 while True:
                     taken, _ = server.accept()
                     with taken, contextlib.suppress(OSError):
-                        taken.recv(100)
-                        taken.sendall(answer)
+                        for answer in answers:
+                            taken.recv(4096)
+                            taken.sendall(answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -127,6 +130,60 @@ def test_a_port_where_something_else_answers(answer: bytes, caplog: pytest.LogCa
         refused(params, ProtocolMismatch, [f"127.0.0.1:{port}", "AMQP 0-9-1"], caplog)
 
 
+START = frame.Method(
+    0, spec.Connection.Start(server_properties={}, mechanisms="PLAIN", locales="en_US")
+).marshal()
+TUNE = frame.Method(0, spec.Connection.Tune(channel_max=10, frame_max=131072, heartbeat=0)).marshal()
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [((START, b""), "lost while logging in"), ((START, TUNE, b""), "lost while the virtual host was opened")],
+    ids=["login", "virtual host"],
+)
+def test_a_peer_that_hangs_up_has_refused_nobody(
+    answers: tuple[bytes, ...], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A broker that is stopped does so. Pika's guess is a wrong password.
+    with peer(*answers) as port:
+        params = {"host": "127.0.0.1", "port": port, "username": "u", "password": SECRET}
+        refused(params, BrokerUnavailable, [f"127.0.0.1:{port}", said], caplog)
+
+
+def test_channel_limit(node: RabbitMQNode, caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.suppress(Exception):
+        node.ctl("add_user", "channelless", SECRET)
+    node.ctl("set_permissions", "channelless", ".*", ".*", ".*")
+    node.ctl("set_user_limits", "channelless", '{"max-channels": 0}')
+    params = {**node.params, "username": "channelless", "password": SECRET}
+    refused(params, BrokerRefused, [f"no channel could be opened on amqp://127.0.0.1:{node.port}"], caplog)
+
+    # A broker that takes connections and refuses channels is not up: one probes for everybody.
+    _app, fpika = make_app(params, {"pool_size": 16})
+    caplog.clear()
+    taken = node.log().count("accepting AMQP connection")
+    with pytest.raises(BrokerRefused):
+        fpika.channel(timeout=5)
+    failed = []
+
+    def work() -> None:
+        try:
+            fpika.channel(timeout=5)
+        except BrokerRefused:
+            failed.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(failed) == 16
+    assert caplog.text.count("is unavailable") == 1
+    assert f"127.0.0.1:{node.port}/%2F is unavailable" in caplog.text
+    # One before, one for those that had asked when it began, and one more for who asked too late for that.
+    assert node.log().count("accepting AMQP connection") - taken <= 4
+
+
 def test_garbage_at_random(caplog: pytest.LogCaptureFixture) -> None:
     for length in (1, 7, 8, 64, 4096, 100_000):
         with peer(os.urandom(length)) as port:
@@ -197,6 +254,48 @@ def test_tls(tls_node: tuple[RabbitMQNode, int], authority: trustme.CA, both_way
     with fpika.channel() as ch:
         ch.queue_declare("over-tls", auto_delete=True)
     assert fpika.stats().opened == 4
+
+
+def test_publishing_over_tls(
+    tls_node: tuple[RabbitMQNode, int], authority: trustme.CA, both_ways: str
+) -> None:
+    _node, port = tls_node
+    _app, fpika = make_app(tls_params(port, ssl_options=trusting(authority)))
+    with fpika.channel() as ch:
+        ch.queue_declare("published-over-tls")
+        ch.queue_purge("published-over-tls")
+    many = (Message(b"%06d" % n * (1 + n * 50), routing_key="published-over-tls") for n in range(300))
+    assert fpika.publish_many(many, timeout=60).confirmed == 300
+    with fpika.channel() as ch:
+        got = [ch.basic_get("published-over-tls", auto_ack=True)[2] for _ in range(300)]
+        assert got == [b"%06d" % n * (1 + n * 50) for n in range(300)]
+        ch.queue_delete("published-over-tls")
+
+
+def test_publishing_where_tls_does_not_fit_is_told_at_once(tls_node: tuple[RabbitMQNode, int]) -> None:
+    _node, port = tls_node
+    _app, fpika = make_app(tls_params(port, ssl_options=True))
+    with pytest.raises(TLSRefused, match="certificate is not accepted"):
+        fpika.publish(b"", timeout=60)
+
+
+@pytest.mark.parametrize("answer", [HTTP, b"", b"\x01\x00"])
+def test_publishing_to_a_port_where_something_else_answers(answer: bytes) -> None:
+    with peer(answer) as port:
+        _app, fpika = make_app({"host": "127.0.0.1", "port": port, "username": "u", "password": SECRET})
+        with pytest.raises(ProtocolMismatch) as caught:
+            fpika.publish(b"", timeout=0.5)
+        assert f"127.0.0.1:{port}" in str(caught.value)
+        assert SECRET not in str(caught.value)
+        fpika.close()
+
+
+def test_publishing_to_hosts_that_are_none_ends_in_time() -> None:
+    for host in ("no-such-host.invalid", "bad..name"):
+        _app, fpika = make_app({"host": host})
+        with pytest.raises(BrokerUnavailable, match="does not resolve"):
+            fpika.publish(b"", timeout=2)
+        fpika.close()
 
 
 def test_many_threads_that_connect_at_once_all_get_tls(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import select
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from flask import Flask
 from pika import exceptions as pika_errors
 
-from flask_pika import ChannelReturned, PoolClosed, PoolTimeout, SetupError
+from flask_pika import ChannelReturned, PoolClosed, PooledChannel, PoolTimeout, SetupError
 from flask_pika import Pika as FPika
 from tests.conftest import make_app, wait_for
 from tools.rabbitmq_node import RabbitMQNode
@@ -394,6 +395,99 @@ def test_dropped_channels_come_home_without_a_context(
     assert "never returned" in caplog.text
 
 
+def test_unpooled_dropped_channels_come_home_too(node: RabbitMQNode) -> None:
+    _app, fpika = make_app({**node.params, "heartbeat": 1})
+    fpika.channel().queue_declare("dropped", exclusive=True)
+    gc.collect()
+    wait_for(lambda: fpika.stats().open == 0, "the channel is closed by itself")
+
+
+def test_consuming_from_a_channel_that_nobody_else_holds(node: RabbitMQNode, queue: str) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1})
+    with fpika.channel() as ch:
+        for number in range(3):
+            ch.basic_publish("", queue, b"%d" % number)
+    bodies = []
+    for method, _, body in fpika.channel().consume(queue, auto_ack=True, inactivity_timeout=5):
+        assert method is not None
+        bodies.append(body)
+        gc.collect()
+        with pytest.raises(PoolTimeout):
+            fpika.channel(timeout=0)
+        if len(bodies) == 3:
+            break
+    assert bodies == [b"0", b"1", b"2"]
+    gc.collect()
+    with fpika.channel() as ch:
+        assert ch.basic_get(queue)[0] is None
+
+
+def test_a_callback_may_return_the_channel_that_it_was_given(node: RabbitMQNode, queue: str) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1})
+
+    def on_message(channel: PooledChannel, method: Any, properties: Any, body: bytes) -> None:
+        channel.queue_declare("of-the-callback", exclusive=True)
+        channel.stop_consuming()
+        fpika.return_channel(channel)
+        assert not channel.is_open
+
+    ch = fpika.channel()
+    ch.basic_publish("", queue, b"x")
+    ch.basic_consume(queue, on_message, auto_ack=True)  # type: ignore[arg-type]
+    ch.start_consuming()
+    with fpika.channel() as ch, pytest.raises(pika_errors.ChannelClosedByBroker, match="NOT_FOUND"):
+        ch.queue_declare("of-the-callback", passive=True)
+
+
+def test_a_message_that_comes_back_does_not_reach_the_next_borrower(node: RabbitMQNode) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1})
+    came_back: list[bytes] = []
+    for _ in range(5):
+        with fpika.channel() as ch:
+            ch.basic_publish("", "no-such-queue", b"mine", mandatory=True)
+        with fpika.channel() as ch:
+            ch.add_on_return_callback(lambda *args: came_back.append(args[-1]))
+            ch.queue_declare("round-trip", exclusive=True)
+            ch.connection.process_data_events()
+    assert not came_back
+
+
+def test_a_channel_whose_owner_and_another_thread_called_comes_home(node: RabbitMQNode) -> None:
+    _app, fpika = make_app(node.params, {"pool_size": 1})
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(5):
+            ch = fpika.channel()
+            connection = ch.connection
+            called = 0
+
+            def count() -> None:
+                nonlocal called
+                called += 1
+
+            def call(connection: Any = connection, count: Any = count) -> None:
+                for _ in range(300):
+                    connection.add_callback_threadsafe(count)
+
+            thread = threading.Thread(target=call)
+            thread.start()
+            while thread.is_alive() or called < 300:
+                connection.process_data_events(0)
+            thread.join()
+            fpika.return_channel(ch)
+            assert fpika.stats().in_use == 0
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("params", [{"host": "localhost"}, {"host": "127.0.0.1"}])
+def test_a_timeout_may_be_as_long_as_anybody_likes(node: RabbitMQNode, params: dict[str, object]) -> None:
+    _app, fpika = make_app({**node.params, **params}, {"pool_size": 1, "pool_timeout": 1e10})
+    with fpika.channel():
+        pass
+
+
 def test_one_app_needs_no_context_and_several_do(node: RabbitMQNode) -> None:
     fpika = FPika()
     with pytest.raises(SetupError, match="init_app"):
@@ -429,6 +523,16 @@ def test_init_app_twice_is_an_error_and_changes_nothing(node: RabbitMQNode) -> N
         FPika(app)
     with fpika.channel():
         pass
+
+
+def test_an_object_does_not_borrow_from_anothers_pool_by_the_same_prefix(node: RabbitMQNode) -> None:
+    app, fpika = make_app(node.params, POOL)
+    other = FPika()
+    with app.app_context():
+        with pytest.raises(SetupError, match="another with the same prefix; call init_app"):
+            other.channel()
+        with fpika.channel():
+            pass
 
 
 def test_two_brokers_in_one_app(node: RabbitMQNode) -> None:

@@ -14,7 +14,8 @@ from flask import Flask
 
 from flask_pika import ConfigError, FlaskPikaError, Pika
 from flask_pika.config import read_settings
-from flask_pika.nodes import Node, parse_nodes
+from flask_pika.nodes import Node
+from flask_pika.params import parse_nodes
 
 SECRET = "s3cret-pässword"
 
@@ -70,7 +71,7 @@ def test_absent_parameters_are_pikas_own_default() -> None:
 def test_whatever_form_it_has_blocked_and_silent_brokers_are_bounded(value: object) -> None:
     fresh = parameters(value)
     assert fresh.blocked_connection_timeout == 20
-    assert fresh.heartbeat == 10
+    assert fresh.heartbeat == 8
     assert fresh.socket_timeout is not None
     assert fresh.stack_timeout is not None
 
@@ -170,6 +171,41 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch, text: str) -> 
     assert Pika(app, config_prefix="FLASK_AUDIT_PIKA")
 
 
+def test_a_number_in_the_environment_where_text_belongs_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLASK_PIKA_PARAMS__username", "u")
+    monkeypatch.setenv("FLASK_PIKA_PARAMS__password", "12345")
+    app = Flask(__name__)
+    app.config.from_prefixed_env()
+    with pytest.raises(ConfigError, match=r"an int; .* FLASK_PIKA_PARAMS__password='\"...\"'"):
+        Pika(app)
+
+
+def test_whitespace_around_a_url_is_no_part_of_it() -> None:
+    assert str(the_node(" AMQP://user:pass@host/v\n")) == "amqp://host:5672/v"
+
+
+@pytest.mark.parametrize("typo", ["FLASK_PIKA_PARAM", "PIKA_PARMS", "FLASK_PIKA_POOLPARAMS"])
+def test_a_key_that_is_nearly_right_is_named(typo: str) -> None:
+    app = Flask(__name__)
+    app.config[typo] = {}
+    with pytest.raises(ConfigError, match=f"{typo} is not read; did you mean"):
+        Pika(app)
+
+
+def test_the_keys_of_another_object_are_no_typos() -> None:
+    app = Flask(__name__)
+    app.config.update(FLASK_PIKA_AUDIT_PARAMS={"host": "audit"}, FLASK_PIKA_AUDIT_POOL_PARAMS={})
+    assert "localhost" in repr(Pika(app))
+    assert "audit" in repr(Pika(app, config_prefix="FLASK_PIKA_AUDIT"))
+
+
+def test_a_key_that_says_none_leaves_the_word_to_the_environment() -> None:
+    config = {"FLASK_PIKA_PARAMS": None, "PIKA_PARAMS": "amqp://env"}
+    assert read_settings(config, "FLASK_PIKA").nodes[0].host == "env"
+
+
 def test_the_config_file_wins_over_the_environment() -> None:
     config = {"FLASK_PIKA_PARAMS": "amqp://file", "PIKA_PARAMS": "amqp://env"}
     assert read_settings(config, "FLASK_PIKA").nodes[0].host == "file"
@@ -184,7 +220,7 @@ def test_the_config_file_wins_over_the_environment() -> None:
         ({"host": ""}, ["FLASK_PIKA_PARAMS['host']", "name or address"]),
         ({"host": "amqp://h"}, ["FLASK_PIKA_PARAMS['host']", "a URL goes into FLASK_PIKA_PARAMS"]),
         ({"host": 5}, ["FLASK_PIKA_PARAMS['host']"]),
-        ({"host": "h:5672"}, ["FLASK_PIKA_PARAMS['host']", "'port'"]),
+        ({"host": "h:5672"}, ["FLASK_PIKA_PARAMS", "host", "'port'"]),
         ({"port": "amqp"}, ["FLASK_PIKA_PARAMS['port']", "1 to 65535"]),
         ({"port": 70000}, ["FLASK_PIKA_PARAMS['port']", "1 to 65535"]),
         ({"port": True}, ["FLASK_PIKA_PARAMS['port']"]),
@@ -215,8 +251,39 @@ def test_the_config_file_wins_over_the_environment() -> None:
         ("rabbit.example", ["FLASK_PIKA_PARAMS", "amqp://"]),
         (f"amqp://user:{SECRET}/x@host/v", ["FLASK_PIKA_PARAMS", "%-encoded"]),
         (f"amqp://user:{SECRET}@host:99999", ["FLASK_PIKA_PARAMS", "port"]),
-        (f"amqp://user:{SECRET}@host:0", ["FLASK_PIKA_PARAMS", "port 0"]),
+        (f"amqp://user:{SECRET}@host:0", ["FLASK_PIKA_PARAMS", "port"]),
+        (f"amqp://user:{SECRET}@x@host/v", ["FLASK_PIKA_PARAMS", "%-encoded"]),
+        (f"amqp:/user:{SECRET}@host", ["FLASK_PIKA_PARAMS", "not an amqp://"]),
+        (f"amqp:user:{SECRET}@host", ["FLASK_PIKA_PARAMS", "not an amqp://"]),
+        (f"user:{SECRET}@host", ["FLASK_PIKA_PARAMS", "not an amqp://"]),
+        (f"amqp://user:{SECRET}@[::1/v", ["FLASK_PIKA_PARAMS", "cannot be read"]),
+        (f"amqp://user:{SECRET}@[x]/v", ["FLASK_PIKA_PARAMS", "IPv6"]),
+        (f"amqp://user:{SECRET}@a,amqp://user:{SECRET}@b", ["FLASK_PIKA_PARAMS", "a cluster is a list"]),
+        (f"amqp://user:{SECRET}@a:5672,b:5672/v", ["FLASK_PIKA_PARAMS", "a cluster is a list"]),
+        (f"amqp://user:{SECRET} x@host", ["FLASK_PIKA_PARAMS", "cannot be read"]),
+        ("amqps://host/?ssl_options={'ca_certs':'/no/such/file'}", ["'ssl_options'", "No such file"]),
+        ({"host": f"amqp://user:{SECRET}@host"}, ["['host']", "a URL goes into"]),
+        ({"host": f"user:{SECRET}@host"}, ["['host']"]),
+        ({"host": f"{SECRET}@host"}, ["['host']"]),
+        ({"host": "a,b"}, ["['host']", "list"]),
+        ({"host": "a b"}, ["['host']"]),
+        ({"host": "[::1]"}, ["['host']"]),
+        ({"vhost": "/"}, ["'vhost'", "did you mean 'virtual_host'"]),
+        ({"ssl": True}, ["'ssl'", "did you mean 'ssl_options'"]),
+        ({"user": "u", "pass": SECRET}, ["'user'", "did you mean 'username'"]),
+        ({"username": "u", "password": f"{SECRET}\0"}, ["'password'", "NUL"]),
+        ({"heartbeat": 65536}, ["'heartbeat'", "65535"]),
+        ({"heartbeat": 10**400}, ["'heartbeat'", "finite"]),
+        ({"virtual_host": "v" * 256}, ["'virtual_host'", "255"]),
+        ({"locale": "v" * 256}, ["'locale'", "255"]),
+        ({"retry_delay": -1}, ["'retry_delay'", "0 or more"]),
+        ({"tcp_options": {"TCP_KEEPIDEL": 1}}, ["'TCP_KEEPIDEL'", "'TCP_KEEPIDLE'"]),
+        ({"tcp_options": {"TCP_KEEPIDLE": "1"}}, ["'TCP_KEEPIDLE'", "a str"]),
+        ({"client_properties": {"x": {SECRET}}}, ["'client_properties'", "'x'", "cannot be sent"]),
+        (pika.ConnectionParameters(port=70000), ["'port'", "70000"]),
         (f"amqp://user:{SECRET}@host/a/b", ["FLASK_PIKA_PARAMS", "%2f"]),
+        (f"amqp://user:123/{SECRET}@host", ["FLASK_PIKA_PARAMS", "%-encoded"]),
+        (f"amqp://user:123?{SECRET}@host", ["FLASK_PIKA_PARAMS", "%-encoded"]),
         ("amqp://user@host", ["FLASK_PIKA_PARAMS", "password"]),
         (f"amqp://user:{SECRET}@host/?hartbeat=5", ["'hartbeat'", "'heartbeat'"]),
         (f"amqp://user:{SECRET}@host/?heartbeat=x", ["'heartbeat'", "x"]),
@@ -257,6 +324,7 @@ def test_no_secret_is_in_the_chain_of_an_error_about_a_url(url: str) -> None:
         ({"pool_timeout": -1}, ["'pool_timeout'", "0 or more"]),
         ({"pool_timeout": None}, ["'pool_timeout'", "seconds"]),
         ({"pool_timeout": float("inf")}, ["'pool_timeout'"]),
+        ({"pool_timeout": 10**400}, ["'pool_timeout'"]),
         ({"pool_recycle": "10"}, ["'pool_recycle'"]),
         ({"pool_pre_ping": 1}, ["'pool_pre_ping'", "True or False"]),
         ({"confirm_delivery": "yes"}, ["'confirm_delivery'", "True or False"]),
@@ -267,6 +335,35 @@ def test_wrong_pool_parameters_are_named(pool: object, said: list[str]) -> None:
     message = error_of({}, pool)
     for part in said:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("publisher", "said"),
+    [
+        ({"timeot": 1}, ["FLASK_PIKA_PUBLISHER_PARAMS", "'timeot'", "'timeout'"]),
+        ({"timeout": -1}, ["'timeout'", "0 or more"]),
+        ({"timeout": None}, ["'timeout'", "seconds"]),
+        ({"max_messages": 0}, ["'max_messages'", "1 or more"]),
+        ({"max_messages": 1.5}, ["'max_messages'", "whole"]),
+        ({"max_bytes": "1"}, ["'max_bytes'", "'1'"]),
+        ({"drain_timeout": float("nan")}, ["'drain_timeout'"]),
+        (8, ["FLASK_PIKA_PUBLISHER_PARAMS", "int", "dict"]),
+    ],
+)
+def test_wrong_publisher_parameters_are_named(publisher: object, said: list[str]) -> None:
+    app = Flask(__name__)
+    app.config["FLASK_PIKA_PUBLISHER_PARAMS"] = publisher
+    with pytest.raises(ConfigError) as caught:
+        Pika(app)
+    for part in said:
+        assert part in str(caught.value)
+
+
+def test_the_publishers_defaults_and_the_environments_word() -> None:
+    default = read_settings({}, "FLASK_PIKA").publisher
+    assert (default.timeout, default.max_messages) == (10, 10_000)
+    assert (default.max_bytes, default.drain_timeout) == (64 * 2**20, 5)
+    assert read_settings({"PIKA_PUBLISHER_PARAMS": {"timeout": 3}}, "FLASK_PIKA").publisher.timeout == 3
 
 
 def test_the_pools_defaults_are_sqlalchemys() -> None:

@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pika
 import pytest
-from flask import Flask
 
 from flask_pika import errors
 from tools.rabbitmq_node import RabbitMQNode
@@ -22,24 +20,40 @@ def blocks(document: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S)
 
 
-def test_the_readmes_example_works_as_it_stands(node: RabbitMQNode) -> None:
-    config_block, app_block, *_ = blocks("README.md")
+def test_the_readmes_example_works_as_it_stands(
+    node: RabbitMQNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, config_block, app_block, publish_block, channel_block, explicit_block, *_ = blocks("README.md")
     config: dict[str, Any] = {}
     exec(config_block, config)
     assert config["FLASK_PIKA_PARAMS"]["host"] == "amqp.server.com"
-    app = Flask("readme")
-    app.config.from_mapping({key: value for key, value in config.items() if key.isupper()})
-    app.config["FLASK_PIKA_PARAMS"] = node.params  # the only line that is not the reader's
-    connection = pika.BlockingConnection(pika.URLParameters(node.url))
-    connection.channel().exchange_declare("orders", durable=True)
-    connection.close()
-    names: dict[str, Any] = {"app": app}
+    # The only line that is not the reader's.
+    own = f"\nFLASK_PIKA_PARAMS = {node.params!r}\n"
+    (tmp_path / "config.py").write_text(config_block + own)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "config", raising=False)
+    names: dict[str, Any] = {"__name__": "app"}
     exec(app_block, names)
-    assert app.test_client().post("/orders").status_code == 202
-    assert names["fpika"].stats().in_use == 0
+    fpika = names["fpika"]
+    assert fpika.stats().opened == 0, "an import must not connect"
+    assert fpika.stats().publisher.state == "stopped"
+    exec(channel_block, names)  # declares the queue
+    assert names["app"].test_client().post("/orders", json={"id": 1}).status_code == 202
+    exec(publish_block, names)
+    exec(channel_block, names)
+    assert names["body"] == b'{"id": 1}'
+    exec(explicit_block, names)
+    with fpika.channel() as ch:
+        assert ch.queue_declare("orders", passive=True).method.message_count == 1 + 1000 + 1
+        ch.queue_delete("orders")
+    stats = fpika.stats()
+    assert (stats.size, stats.in_use, stats.discarded) == (8, 0, 1)
+    assert stats.publisher.confirmed == 1 + 1 + 1000
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/channels.md", "docs/migrating.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/channels.md", "docs/publishing.md", "docs/migrating.md"]
+)
 def test_every_python_block_can_be_compiled(document: str) -> None:
     assert blocks(document)
     for block in blocks(document):
@@ -47,7 +61,7 @@ def test_every_python_block_can_be_compiled(document: str) -> None:
 
 
 def test_every_error_is_documented() -> None:
-    text = (ROOT / "docs" / "channels.md").read_text()
+    text = "".join((ROOT / "docs" / name).read_text() for name in ("channels.md", "publishing.md"))
     for name in errors.__all__:
         assert f"`{name}`" in text
 
@@ -59,9 +73,10 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 
 @pytest.mark.usefixtures("node")  # skipped where there is no RabbitMQ
-def test_the_benchmark_runs() -> None:
+@pytest.mark.parametrize(("benchmark", "rows"), [("pool", 4), ("publishing", 8)])
+def test_the_benchmarks_run(benchmark: str, rows: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.pool", "--quick"],
+        [sys.executable, "-m", f"benchmarks.{benchmark}", "--quick"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -69,4 +84,4 @@ def test_the_benchmark_runs() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Flask-Pika") == 4
+    assert len(re.findall(r"^  Flask-Pika", done.stdout, re.M)) == rows

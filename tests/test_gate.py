@@ -149,6 +149,37 @@ def test_an_interrupted_probe_says_nothing_and_the_next_one_tries() -> None:
     assert results.count("connected") == 3
 
 
+def test_a_probe_that_its_own_deadline_cut_off_says_nothing() -> None:
+    gated = Gated()
+
+    def too_slow() -> None:
+        gated.clock.now += 1
+        refuse()
+
+    with pytest.raises(BrokerUnavailable):
+        gated.ask(too_slow, patience=0.5)
+    assert gated.ask(patience=0.1) == "connected", "the broker is up, for all that anybody knows"
+
+
+def test_a_probe_that_ended_without_a_word_does_not_close_the_gate_for_ever() -> None:
+    gated = Gated()
+    with pytest.raises(BrokerUnavailable):
+        gated.ask(refuse)
+    gated.clock.now += 1.1
+    now = gated.clock()
+    gated.gate._enter(now, now + 1000)  # and a signal handler's exception strikes before the attempt
+    gated.clock.now += 31
+    assert gated.ask() == "connected"
+
+
+def test_an_outage_does_not_keep_what_the_failed_attempt_held() -> None:
+    gated = Gated()
+    with pytest.raises(BrokerUnavailable):
+        gated.ask(refuse)
+    assert gated.gate._error is not None
+    assert gated.gate._error.__traceback__ is None
+
+
 def test_nobody_is_refused_on_evidence_older_than_the_question() -> None:
     gated = Gated()
     with pytest.raises(BrokerUnavailable):

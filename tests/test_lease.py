@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import struct
 import threading
+import weakref
 from typing import Any
 
 import pika
@@ -12,6 +13,7 @@ import pytest
 from pika import exceptions as pika_errors
 
 from flask_pika import ChannelReturned, ForeignChannel, Pika
+from flask_pika.gate import Gate
 from flask_pika.lease import PooledChannel
 from flask_pika.slot import Slot, Traces
 from tests.stand_ins import StandInChannel
@@ -20,13 +22,19 @@ from tests.stand_ins import StandInChannel
 class StandInPool:
     def __init__(self) -> None:
         self.released: list[Traces] = []
-        self.orphans: list[Slot] = []
+        self.slot: Slot | None = None
+        self.holder: weakref.ref[object] | None = None
+
+    def checkout(self, timeout: float | None, where: str, holder: weakref.ref[object]) -> Slot:
+        assert self.slot is not None
+        self.holder = holder
+        return self.slot
 
     def release(self, slot: Slot) -> None:
         self.released.append(slot.traces)
 
 
-def unconnected(**_: float) -> Any:
+def unconnected(_deadline: float) -> Any:
     raise AssertionError("a stand-in connects to nothing")
 
 
@@ -34,11 +42,12 @@ class Lent:
     """A lease over a stand-in channel."""
 
     def __init__(self) -> None:
-        self.slot = Slot(unconnected)
+        self.slot = Slot(unconnected, Gate())
         self.raw = StandInChannel()
         self.slot._begin_channel(self.raw)  # type: ignore[arg-type]
         self.pool = StandInPool()
-        self.channel = PooledChannel(self.pool, self.slot)  # type: ignore[arg-type]
+        self.pool.slot = self.slot
+        self.channel = PooledChannel(self.pool).borrow(None)  # type: ignore[arg-type]
 
     def left(self) -> Traces:
         self.channel.give_up()
@@ -50,6 +59,8 @@ class Lent:
     ("call", "left"),
     [
         (lambda ch: ch.basic_publish("", "q", b""), Traces.NONE),
+        (lambda ch: ch.basic_publish("", "q", b"", mandatory=True), Traces.ON_CHANNEL),
+        (lambda ch: ch.basic_publish("", "q", b"", None, True), Traces.ON_CHANNEL),
         (lambda ch: ch.queue_declare("q"), Traces.NONE),
         (lambda ch: ch.queue_bind("q", "e"), Traces.NONE),
         (lambda ch: ch.exchange_declare("e"), Traces.NONE),
@@ -73,14 +84,14 @@ def test_what_is_called_decides_what_is_left(call: Any, left: Traces) -> None:
 
 
 def test_every_public_method_of_pikas_channel_has_its_place() -> None:
-    from flask_pika.lease import _TRACES
+    from flask_pika.calls import TRACES
 
     public = {
         name
         for name, value in vars(pika.adapters.blocking_connection.BlockingChannel).items()
         if not name.startswith("_") and callable(value)
     }
-    assert public == set(_TRACES)
+    assert public == set(TRACES)
 
 
 @pytest.mark.parametrize(
@@ -237,11 +248,106 @@ def test_a_callback_may_return_the_channel_that_it_runs_on() -> None:
     assert lent.pool.released == [Traces.ON_CONNECTION]
 
 
-def test_dropped_without_a_return_it_leaves_word() -> None:
+def test_dropped_without_a_return_it_is_gone_though_pika_holds_its_callbacks() -> None:
     lent = Lent()
+    held: list[object] = []
+    lent.raw.__dict__["basic_consume"] = lambda *args: held.append(args)
+    lent.channel.basic_consume("q", print)
+    assert lent.pool.holder is not None
+    assert lent.pool.holder() is lent.channel
     del lent.channel
     gc.collect()
-    assert lent.pool.orphans == [lent.slot]
+    assert lent.pool.holder() is None
+
+
+def test_calls_of_several_threads_may_overlap_in_any_order() -> None:
+    # connection.add_callback_threadsafe() is for other threads, while the owner is in a call.
+    lent = Lent()
+    entered, leave = threading.Event(), threading.Event()
+
+    def call_of_another_thread() -> None:
+        entered.set()
+        assert leave.wait(10)
+
+    def call_of_the_owner() -> None:
+        # Began after the other one, and ends after it.
+        leave.set()
+        other.join(10)
+
+    lent.raw.during = call_of_another_thread
+    other = threading.Thread(target=lent.channel.queue_declare, args=("q",))
+    other.start()
+    assert entered.wait(10)
+    lent.raw.during = call_of_the_owner
+    lent.channel.queue_declare("q")
+    lent.channel.give_up()
+    assert lent.pool.released == [Traces.NONE], "the return waits for a call that has ended"
+
+
+def test_what_is_returned_as_broken_is_marked_before_a_call_that_ends_can_take_it_home() -> None:
+    lent = Lent()
+
+    class Watched(dict[str, Any]):
+        def __setitem__(self, name: str, value: Any) -> None:
+            super().__setitem__(name, value)
+            if name == "_taken":
+                assert lent.slot.traces is Traces.ON_CONNECTION
+                seen.append(name)
+
+    seen: list[str] = []
+    lent.channel.__dict__ = Watched(lent.channel.__dict__)
+    lent.channel.give_up(broken=True)
+    assert seen
+
+
+def test_a_callback_is_given_the_lease_and_not_pikas_channel() -> None:
+    lent = Lent()
+    got: list[Any] = []
+    callbacks: dict[str, Any] = {}
+    lent.raw.__dict__["basic_consume"] = lambda queue, on_message_callback: callbacks.update(
+        consume=on_message_callback
+    )
+    lent.raw.__dict__["add_on_return_callback"] = lambda callback: callbacks.update(returned=callback)
+    lent.channel.basic_consume("q", lambda *args: got.append(args))
+    callbacks["consume"](lent.raw, "method", "properties", b"body")
+    lent.channel.basic_consume(queue="q", on_message_callback=lambda *args: got.append(args))
+    callbacks["consume"](lent.raw, "method", "properties", b"body")
+    lent.channel.add_on_return_callback(lambda *args: got.append(args))
+    callbacks["returned"](lent.raw, "method", "properties", b"body")
+    assert got == [(lent.channel, "method", "properties", b"body")] * 3
+
+
+def test_consuming_is_a_call_of_the_lease_and_keeps_it() -> None:
+    lent = Lent()
+    lent.raw.result = iter([("method", "properties", b"1"), ("method", "properties", b"2")])
+    consumption = lent.channel.consume("q")
+    lease = lent.channel
+    del lent.channel
+    gc.collect()
+    assert next(consumption)[2] == b"1"
+    lease.give_up()
+    with pytest.raises(ChannelReturned):
+        next(consumption)
+
+
+def test_an_interrupted_consume_costs_the_connection() -> None:
+    lent = Lent()
+
+    def interrupted() -> Any:
+        yield ("method", "properties", b"1")
+        raise KeyboardInterrupt
+
+    lent.raw.result = interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        list(lent.channel.consume("q"))
+    assert lent.left() is Traces.ON_CONNECTION
+
+
+def test_consuming_ends_when_pika_ends_it() -> None:
+    lent = Lent()
+    lent.raw.result = iter([("method", "properties", b"1")])
+    assert [body for _, _, body in lent.channel.consume("q")] == [b"1"]
+    assert lent.left() is Traces.ON_CHANNEL
 
 
 def test_the_connection_keeps_the_lease_alive() -> None:
@@ -249,10 +355,11 @@ def test_the_connection_keeps_the_lease_alive() -> None:
     connection = lent.channel.connection
     del lent.channel
     gc.collect()
-    assert not lent.pool.orphans
+    assert lent.pool.holder is not None
+    assert lent.pool.holder() is not None
     del connection
     gc.collect()
-    assert lent.pool.orphans
+    assert lent.pool.holder() is None
 
 
 @pytest.mark.parametrize(

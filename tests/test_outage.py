@@ -150,6 +150,34 @@ def test_threads_do_not_wait_out_the_connect_time_one_after_another() -> None:
         assert len(silent.taken) <= 6, "a storm"
 
 
+def test_a_caller_without_patience_fails_alone(
+    fragile_node: RabbitMQNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    _app, fpika = make_app(fragile_node.params, {"pool_size": 1})
+    with pytest.raises(BrokerUnavailable):
+        fpika.channel(timeout=0)
+    assert not caplog.records, "the broker is up"
+    got = []
+
+    def hurry() -> None:
+        with pytest.raises(BrokerUnavailable):
+            fpika.channel(2)  # a second of it goes to the goodbye that the frozen broker does not answer
+
+    held = fpika.channel()
+    with fragile_node.frozen():
+        short = threading.Thread(target=hurry)
+        short.start()
+        wait_for(lambda: fpika.stats().waiting == 1, "the short one waits")
+        patient = threading.Thread(target=lambda: got.append(fpika.channel(20)))
+        patient.start()
+        wait_for(lambda: fpika.stats().waiting == 2, "the patient one waits")
+        fpika.return_broken_channel(held)
+        short.join(30)
+    patient.join(30)
+    assert len(got) == 1, "it was refused, because somebody else was in a hurry"
+    fpika.return_channel(got[0])
+
+
 @pytest.mark.parametrize("pool", [None, {"pool_size": 2}], ids=["unpooled", "pooled"])
 def test_a_checkout_ends_at_its_deadline_though_the_peer_is_silent(pool: dict[str, object] | None) -> None:
     with Silent() as silent:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from flask_pika import BrokerUnavailable, PoolClosed, PoolTimeout
+from flask_pika.borrowers import Borrower, Waiter
 from flask_pika.config import UNPOOLED, PoolSettings
 from flask_pika.pool import ChannelPool, PoolStats
 from tests.conftest import wait_for
-from tests.stand_ins import Clock, StandInSlot, World
+from tests.stand_ins import Clock, Holder, StandInSlot, World, gone
 
 
 class Pooled:
@@ -275,7 +277,7 @@ def test_an_interrupted_return_gives_the_permit_back() -> None:
     pooled = Pooled(pool_size=1)
     slot = pooled.pool.checkout()
 
-    def interrupted() -> bool:
+    def interrupted(within: float = 0.0) -> bool:
         raise KeyboardInterrupt
 
     slot.clean = interrupted  # type: ignore[method-assign]
@@ -345,12 +347,86 @@ def test_a_checkout_while_the_keeper_has_the_slot_waits_for_it_and_opens_nothing
 
 def test_a_dropped_channel_comes_home_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
     pooled = Pooled(pool_size=1)
-    slot = pooled.pool.checkout(where="endpoint 'sell'")
-    pooled.pool.orphans.append(slot)
+    holder = Holder()
+    slot = pooled.pool.checkout(where="endpoint 'sell'", holder=weakref.ref(holder))
+    with pytest.raises(PoolTimeout):
+        pooled.pool.checkout(timeout=0)
+    del holder
     with caplog.at_level(logging.WARNING):
         assert pooled.pool.checkout(timeout=0) is slot
     assert "endpoint 'sell'" in caplog.text
     pooled.pool.release(slot)
+
+
+def test_a_waiter_that_was_interrupted_before_it_could_leave_costs_nothing() -> None:
+    pooled = Pooled(pool_size=1)
+    slot = pooled.pool.checkout()
+    ghost = Waiter[StandInSlot](Borrower("interrupted", 0, 0.0, gone()))
+    pooled.pool._waiting.append(ghost)
+    pooled.pool.release(slot)
+    assert ghost.slot is slot, "it was served, and nobody is there"
+    pooled.pool.release(pooled.pool.checkout(timeout=0))
+    assert pooled.stats.in_use == 0
+
+
+def test_what_runs_in_the_middle_of_the_pools_work_does_not_wait_for_itself() -> None:
+    # The garbage collector closes a generator, or a signal handler runs, while the lock is held.
+    pooled = Pooled(pool_size=2)
+    held, other = pooled.pool.checkout(), pooled.pool.checkout()
+    count = pooled.pool._count
+    seen: list[object] = []
+
+    def interrupted() -> int:
+        pooled.pool._count = count  # type: ignore[method-assign]
+        pooled.pool.release(other)
+        seen.append(pooled.stats.in_use)
+        with pytest.raises(PoolTimeout, match="would wait for itself"):
+            pooled.pool.checkout()
+        return count()
+
+    pooled.pool._count = interrupted  # type: ignore[method-assign]
+    thread = threading.Thread(target=pooled.pool.release, args=(held,), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "it waits for itself"
+    assert seen
+    assert {pooled.pool.checkout(timeout=0), pooled.pool.checkout(timeout=0)} == {held, other}
+    pooled.pool.release(held)
+    pooled.pool.release(other)
+
+
+def test_a_pool_that_is_closed_in_the_middle_of_its_own_work_lends_no_more() -> None:
+    pooled = Pooled(pool_size=2)
+    held = pooled.pool.checkout()
+    count = pooled.pool._count
+
+    def interrupted() -> int:
+        pooled.pool._count = count  # type: ignore[method-assign]
+        pooled.pool.close()
+        return count()
+
+    pooled.pool._count = interrupted  # type: ignore[method-assign]
+    pooled.pool.release(held)
+    with pytest.raises(PoolClosed):
+        pooled.pool.checkout()
+    pooled.pool.close()
+    assert pooled.stats.open == 0
+
+
+def test_goodbyes_to_what_others_dropped_end_at_the_callers_deadline() -> None:
+    pooled = Pooled(pool_size=1)
+    holder = Holder()
+    slot = pooled.pool.checkout(holder=weakref.ref(holder))
+    goodbyes: list[float] = []
+
+    def clean(within: float = 9.0) -> bool:
+        goodbyes.append(within)
+        return True
+
+    slot.clean = clean  # type: ignore[method-assign]
+    del holder
+    pooled.pool.release(pooled.pool.checkout(timeout=0.25))
+    assert goodbyes[0] == 0.25
 
 
 def test_nothing_is_opened_probed_cleaned_or_closed_under_the_lock() -> None:
@@ -361,7 +437,7 @@ def test_nothing_is_opened_probed_cleaned_or_closed_under_the_lock() -> None:
     class Watched(StandInSlot):
         def __getattribute__(self, name: str) -> Any:
             if name in names:
-                assert not pooled.pool._lock.locked(), f"{name} under the lock"
+                assert not pooled.pool._is_interrupted(), f"{name} under the lock"
                 seen.add(name)
             return super().__getattribute__(name)
 

@@ -22,7 +22,7 @@ from flask_pika import BrokerUnavailable, PoolTimeout
 from flask_pika.config import PoolSettings
 from flask_pika.pool import ChannelPool
 from tests.conftest import wait_for
-from tests.stand_ins import Clock, StandInSlot, World
+from tests.stand_ins import Clock, StandInSlot, World, gone
 
 
 class SteppedPool(ChannelPool[StandInSlot]):
@@ -147,7 +147,7 @@ class PoolHistory(RuleBasedStateMachine):
         slot = sorted(self.held, key=lambda slot: slot.number)[which % len(self.held)]
         if dropped:
             self.held.remove(slot)
-            self.pool.orphans.append(slot)
+            self.pool._lent[slot] = self.pool._lent[slot]._replace(holder=gone())
             self.pool.tend()
             self.settle()
         else:

@@ -337,6 +337,181 @@ def test_flask_pika_ping_says_in_one_line_why_not(node: RabbitMQNode) -> None:
         assert "s3cret" not in one.stderr
 
 
+def test_flask_pika_ping_is_one_line_in_an_app_that_logs(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(
+        "import logging\nlogging.basicConfig(level=logging.DEBUG)\n"
+        "from flask import Flask\nfrom flask_pika import Pika\n"
+        f"app = Flask('loud')\napp.config['FLASK_PIKA_PARAMS'] = 'amqp://127.0.0.1:{free_port()}'\n"
+        "Pika(app)\n"
+    )
+    done = flask_pika("ping", app=str(tmp_path / "loud"))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def publish_from_cli(
+    node: RabbitMQNode, *args: str, stdin: bytes = b"", **env: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "tests.apps.web", "pika", "publish", *args],
+        cwd=ROOT,
+        env={**os.environ, "FLASK_PIKA_PARAMS": node.url, **env},
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_flask_pika_publish_sends_a_file_or_its_lines(node: RabbitMQNode, tmp_path: Path) -> None:
+    with queue(node, "cli") as contents:
+        whole = publish_from_cli(node, "--routing-key=cli", stdin=b"one\ntwo\n")
+        assert (whole.returncode, whole.stdout, whole.stderr) == (0, b"1 confirmed, 0 failed\n", b"")
+        assert contents() == ["one\ntwo\n"]
+        (tmp_path / "lines").write_bytes(b"".join(b"%04d\n" % number for number in range(2500)))
+        lines = publish_from_cli(node, "--routing-key=cli", "--lines", str(tmp_path / "lines"))
+        assert (lines.returncode, lines.stdout) == (0, b"2500 confirmed, 0 failed\n"), lines.stderr
+        assert contents() == [f"{number:04}" for number in range(2500)]
+
+
+def test_flask_pika_publish_sets_what_it_is_told(node: RabbitMQNode) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(node.url))
+    channel = connection.channel()
+    channel.exchange_declare("cli", "headers")
+    name = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(name, "cli", arguments={"tenant": "a=b"})
+    done = publish_from_cli(
+        node, "--exchange=cli", "--header=tenant=a=b", "--content-type=text/x", "--lines", stdin=b"x"
+    )
+    assert done.returncode == 0, done.stderr
+    _, properties, body = channel.basic_get(name, auto_ack=True)
+    assert properties is not None
+    assert (body, properties.content_type, properties.headers) == (b"x", "text/x", {"tenant": "a=b"})
+    channel.exchange_delete("cli")
+    connection.close()
+
+
+def test_flask_pika_publish_says_what_failed(node: RabbitMQNode) -> None:
+    done = publish_from_cli(node, "--routing-key=nowhere", "--lines", stdin=b"x\n" * 25)
+    assert done.returncode == 1
+    assert done.stdout == b"0 confirmed, 25 failed\n"
+    told = done.stderr.decode().splitlines()
+    assert len(told) == 10
+    assert "line 1: " in told[0]
+    assert "NO_ROUTE" in told[0]
+    assert publish_from_cli(node, "--routing-key=nowhere", "--no-mandatory", stdin=b"x").returncode == 0
+
+
+def test_flask_pika_publish_ends_when_the_broker_is_away(node: RabbitMQNode) -> None:
+    nowhere = f"amqp://user:s3cret@127.0.0.1:{free_port()}"
+    done = publish_from_cli(node, "--timeout=0.5", "--lines", stdin=b"x\n" * 5000, FLASK_PIKA_PARAMS=nowhere)
+    assert done.returncode == 1
+    assert done.stdout == b"0 confirmed, 1000 failed; the rest of the input was not read\n"
+    assert b"connection refused" in done.stderr
+    assert b"s3cret" not in done.stderr
+    assert done.stderr.count(b"\n") == 10
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--header=x"], b"name=value"),
+        (["--config-prefix=OTHER"], b"this app has FLASK_PIKA"),
+        (["--timeout=nan"], b"finite"),
+        (["/no/such/file"], b"No such file"),
+    ],
+)
+def test_flask_pika_publish_refuses_what_it_cannot_do(
+    node: RabbitMQNode, args: list[str], said: bytes
+) -> None:
+    done = publish_from_cli(node, *args)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_flask_pika_publish_shows_a_person_how_far_it_is(node: RabbitMQNode, tmp_path: Path) -> None:
+    (tmp_path / "long").write_bytes(b"%099d\n" % 7 * 15_000)
+    master, slave = os.openpty()
+    with queue(node, "cli") as contents:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "flask", "--app", "tests.apps.web", "pika", "publish"),
+                *("--routing-key=cli", "--lines", str(tmp_path / "long")),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "FLASK_PIKA_PARAMS": node.url},
+            stdout=subprocess.PIPE,
+            stderr=slave,
+            timeout=60,
+            check=False,
+        )
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal's other end is closed
+            while part := os.read(master, 10_000):
+                shown += part
+        os.close(master)
+        assert done.returncode == 0
+        assert done.stdout == b"15000 confirmed, 0 failed\n"
+        assert b"Publishing" in shown
+        assert b"100%" in shown
+        assert len(contents()) == 15_000
+
+
+@pytest.mark.parametrize("timeout", ["nan", "inf", "0", "-1", "soon"])
+def test_flask_pika_ping_takes_no_timeout_that_is_none(timeout: str) -> None:
+    done = flask_pika("ping", "--timeout", timeout)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_the_demo_shows_the_main_job(node: RabbitMQNode, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.demo"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All came back, in order" in done.stdout
+    # Of what is killed, some takes a moment to be gone.
+    wait_for(lambda: not left_behind(tmp_path), "nothing is left behind")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_interrupted_stops_what_it_started(
+    node: RabbitMQNode, tmp_path: Path, number: signal.Signals
+) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "tools.demo"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    # The node is under way, and not up yet.
+    wait_for(lambda: list(tmp_path.glob("*/output.log")), "the node's first sign of life")
+    demo.send_signal(number)
+    demo.communicate(timeout=60)
+    assert demo.returncode != 0
+    # Of what is killed, some takes a moment to be gone.
+    wait_for(lambda: not left_behind(tmp_path), "nothing is left behind")
+
+
+def left_behind(place: Path) -> list[str]:
+    """Files in the place, and processes that have to do with it."""
+    found = [str(path) for path in place.iterdir()]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(place).encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().decode())
+    return found
+
+
 def test_flask_pika_ping_without_a_pika_object(tmp_path: Path) -> None:
     (tmp_path / "bare.py").write_text("from flask import Flask\napp = Flask('bare')\n")
     done = flask_pika("ping", app=str(tmp_path / "bare"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 from typing_extensions import assert_type
 
-from flask_pika import Pika, PooledChannel, PoolStats
+from flask_pika import Pika, PooledChannel, Stats
 
 
 def use(app: Flask) -> None:
@@ -20,6 +20,6 @@ def use(app: Flask) -> None:
         assert_type(ch.is_open, bool)
     fpika.return_channel(ch)
     fpika.return_broken_channel(ch)
-    assert_type(fpika.stats(), PoolStats)
+    assert_type(fpika.stats(), Stats)
     assert_type(fpika.stats().in_use, int)
     fpika.close()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tools.rabbitmq_node import RabbitMQNode, free_port
+from tools.rabbitmq_node import RabbitMQNode, free_port, uninterrupted
 
 _ROOT = Path(__file__).parent.parent
 
@@ -29,16 +29,18 @@ def say(line: str = "") -> None:
 def gunicorn(app: str, directory: Path, *options: str, env: dict[str, str]) -> Iterator[str]:
     """Run an app under gunicorn; its base URL."""
     port = free_port()
+    server: subprocess.Popen[bytes] | None = None
     with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", *options, app],
-            cwd=directory,
-            env={**os.environ, **env},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
         try:
+            with uninterrupted():
+                server = subprocess.Popen(
+                    [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", *options, app],
+                    cwd=directory,
+                    env={**os.environ, **env},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             base = f"http://127.0.0.1:{port}"
             deadline = time.monotonic() + 60
             while not _answers(base):
@@ -48,12 +50,17 @@ def gunicorn(app: str, directory: Path, *options: str, env: dict[str, str]) -> I
                 time.sleep(0.05)
             yield base
         finally:
-            server.send_signal(signal.SIGTERM)
-            try:
-                server.wait(timeout=40)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
+            if server is not None:
+                _stop(server)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.send_signal(signal.SIGTERM)
+    try:
+        server.wait(timeout=40)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def _answers(base: str) -> bool:
@@ -78,6 +85,7 @@ def call(method: str, url: str, body: bytes | None = None) -> tuple[int, dict[st
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped then, too
     began = time.monotonic()
     say("Flask-Pika: a Flask app publishes and gets messages through a real RabbitMQ.\n")
     say("1. A private RabbitMQ node starts, for this demo alone ...")
@@ -101,7 +109,7 @@ def main() -> None:
                 status, answer = call("GET", f"{base}/messages/next")
                 say(f"   GET  /messages/next    -> {status} {answer}")
                 got.append(answer.get("message"))
-            say("6. What RabbitMQ sees of the app: one connection per channel that was in use at a time")
+            say("6. What RabbitMQ sees of the app: a connection for each channel, and one to publish ...")
             for name in node.connections():
                 say(f"   {name}")
     if got != ["first", "second", "third", None]:

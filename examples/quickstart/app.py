@@ -5,11 +5,10 @@ flask --app examples/quickstart/app run
 
 from __future__ import annotations
 
-import pika
 from flask import Flask, request
 from flask.typing import ResponseReturnValue
 
-from flask_pika import BrokerUnavailable, Pika, PoolTimeout
+from flask_pika import BrokerUnavailable, Pika, PoolTimeout, PublishUnknown
 
 QUEUE = "quickstart"
 
@@ -19,7 +18,7 @@ fpika = Pika()
 def create_app(config: dict[str, object] | None = None) -> Flask:
     """The app. Its configuration may come from the environment: FLASK_PIKA_PARAMS=amqp://..."""
     app = Flask("quickstart")
-    app.config["PIKA_POOL_PARAMS"] = {"pool_size": 8, "confirm_delivery": True}
+    app.config["PIKA_POOL_PARAMS"] = {"pool_size": 8}
     app.config.from_prefixed_env()
     app.config.from_mapping(config)
     fpika.init_app(app)
@@ -28,14 +27,8 @@ def create_app(config: dict[str, object] | None = None) -> Flask:
     def publish() -> ResponseReturnValue:
         with fpika.channel() as ch:
             ch.queue_declare(QUEUE, durable=True)
-            ch.basic_publish(
-                exchange="",
-                routing_key=QUEUE,
-                body=request.get_data(),
-                properties=pika.BasicProperties(delivery_mode=2),
-                mandatory=True,
-            )
-        return {"published": request.get_data(as_text=True)}, 201
+        message_id = fpika.publish(request.get_data(as_text=True), routing_key=QUEUE)
+        return {"published": request.get_data(as_text=True), "message_id": message_id}, 201
 
     @app.get("/messages/next")
     def get_next() -> ResponseReturnValue:
@@ -48,6 +41,7 @@ def create_app(config: dict[str, object] | None = None) -> Flask:
 
     @app.errorhandler(BrokerUnavailable)
     @app.errorhandler(PoolTimeout)
+    @app.errorhandler(PublishUnknown)
     def no_broker(error: Exception) -> ResponseReturnValue:
         return {"error": str(error)}, 503, {"Retry-After": "1"}
 

@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
 import click
 from flask import current_app
 from flask.cli import AppGroup
+from pika import exceptions as pika_errors
 
-from .errors import BrokerUnavailable
+from .errors import BrokerUnavailable, PublishManyFailed
 from .extension import states_of
+from .message import Message
+from .publisher import Failure
+from .state import State
 
 pika_cli = AppGroup("pika", help="RabbitMQ: what the app has of it, and how it is.")
+
+
+class _Seconds(click.FloatRange):
+    """A finite number of seconds; click takes "nan" for a number in any range."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is not a finite number of seconds", param, ctx)
+        return seconds
+
+
+def _states() -> dict[str, State]:
+    """The app's, of which there is one at least; what goes wrong with them is told by the command alone."""
+    # An app that logs would get pika's account of it, too, with a traceback.
+    logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("flask_pika").setLevel(logging.CRITICAL + 1)
+    states = states_of(current_app)
+    if not states:
+        raise click.ClickException("this app has no Pika object: call Pika(app) or init_app(app)")
+    return states
 
 
 @pika_cli.command("ping")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Seconds(min=0, min_open=True),
     default=10.0,
     show_default=True,
     help="Seconds for each broker, all in all.",
@@ -25,9 +61,7 @@ def ping_command(timeout: float) -> None:
 
     Exits 1 when one does not, with a line that says why.
     """
-    states = states_of(current_app)
-    if not states:
-        raise click.ClickException("this app has no Pika object: call Pika(app) or init_app(app)")
+    states = _states()
     failed = False
     for prefix, state in states.items():
         label = f"{prefix}: " if len(states) > 1 else ""
@@ -40,3 +74,111 @@ def ping_command(timeout: float) -> None:
             click.echo(f"{label}{pong.node} is {pong.product}, round trip {pong.round_trip * 1e3:.2f} ms")
     if failed:
         raise SystemExit(1)
+
+
+#: Lines that are handed over at a time, each such chunk with its own timeout.
+_CHUNK = 1000
+#: Failures that are told one by one.
+_TOLD = 10
+#: Bytes from which on the input is long, and a progress bar is shown to a person.
+_LONG = 1_000_000
+
+
+def _header(_context: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    headers = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{text!r} is not of the form name=value")
+        headers[name] = value
+    return headers
+
+
+@pika_cli.command("publish")
+@click.option("--exchange", default="", help="The exchange; by default the one that routes to queues.")
+@click.option("--routing-key", default="", help="The routing key, which may be a queue's name.")
+@click.option("--header", "headers", multiple=True, callback=_header, metavar="NAME=VALUE", help="A header.")
+@click.option("--content-type", default=None, help="Default: application/octet-stream.")
+@click.option("--lines", is_flag=True, help="A message for each line, not one for the whole input.")
+@click.option(
+    "--mandatory/--no-mandatory",
+    default=True,
+    show_default=True,
+    help="Whether it is a failure when no queue takes a message.",
+)
+@click.option(
+    "--timeout",
+    type=_Seconds(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds for a message; for each thousand lines, with --lines.",
+)
+@click.option("--config-prefix", default=None, help="Which Pika object, when the app has several.")
+@click.argument("file", type=click.File("rb"), default="-")
+def publish_command(
+    file: BinaryIO,
+    lines: bool,
+    timeout: float,
+    config_prefix: str | None,
+    **about: Any,
+) -> None:
+    """Publish FILE, or standard input, and wait for the broker's confirms.
+
+    Prints how many messages were confirmed. Exits 1 when one was not, with a line for each of the first ten
+    that says why.
+    """
+    states = _states()
+    if config_prefix is None and len(states) > 1:
+        raise click.UsageError(f"this app has several Pika objects, say --config-prefix: {', '.join(states)}")
+    if config_prefix is not None and config_prefix not in states:
+        raise click.BadParameter(f"this app has {', '.join(states)}", param_hint="--config-prefix")
+    publisher = (states[config_prefix] if config_prefix else next(iter(states.values()))).publisher()
+
+    def message(body: bytes) -> Message:
+        return Message(body, **about)
+
+    confirmed = failed = number = 0
+    stopped = False
+    with _progress(file) as moved:
+        bodies = _lines(file) if lines else iter([file.read()])
+        while not stopped and (chunk := list(itertools.islice(bodies, _CHUNK))):
+            failures: list[Failure] = []
+            try:
+                report = publisher.publish_many(
+                    map(message, chunk), current_app.json.dumps, timeout, _CHUNK, retry=True
+                )
+            except PublishManyFailed as exc:
+                report = exc.report
+                failures = list(report.failed)
+            confirmed += report.confirmed
+            failed += len(chunk) - report.confirmed
+            for failure in failures[: max(0, _TOLD - failed + len(failures))]:
+                place = f"line {number + failure.index + 1}: " if lines else ""
+                click.echo(f"{place}{failure.error}", err=True)
+            # What is wrong with a message is wrong with that one; a broker that is away, with all.
+            stopped = any(isinstance(one.error, pika_errors.AMQPConnectionError) for one in failures)
+            number += len(chunk)
+            moved(sum(map(len, chunk)) + len(chunk))
+        stopped = stopped and next(bodies, None) is not None
+    more = "; the rest of the input was not read" if stopped else ""
+    click.echo(f"{confirmed} confirmed, {failed} failed{more}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    for line in file:
+        yield line.rstrip(b"\r\n")
+
+
+@contextlib.contextmanager
+def _progress(file: BinaryIO) -> Iterator[Callable[[int], object]]:
+    """What to tell of bytes that were published; it draws a bar when a person waits for many."""
+    size = 0
+    with contextlib.suppress(OSError, ValueError):  # no real file
+        size = os.fstat(file.fileno()).st_size
+    if size < _LONG or not sys.stderr.isatty():
+        yield lambda _size: None
+        return
+    with click.progressbar(length=size, label="Publishing", file=sys.stderr) as bar:
+        yield bar.update

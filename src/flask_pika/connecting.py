@@ -21,6 +21,7 @@ from pika.adapters.blocking_connection import BlockingConnection
 
 from .errors import (
     AuthenticationRefused,
+    BrokerRefused,
     BrokerUnavailable,
     ProtocolMismatch,
     TLSRefused,
@@ -56,7 +57,7 @@ def connect(
     :raises BrokerUnavailable: or its subclass when all nodes gave the same kind of answer; the message names
         each node and its cause.
     """
-    failures: list[tuple[Node, _Failure]] = []
+    failures: list[tuple[Node, Failure]] = []
     for node in random.sample(nodes, len(nodes)):
         for attempt in range(node.attempts):
             if attempt:
@@ -65,16 +66,22 @@ def connect(
                 break
             try:
                 return Connected(_connect_node(node, name, deadline, clock), node)
-            except _Failure as failure:
+            except Failure as failure:
                 failures.append((node, failure))
+    raise unavailable(failures)
+
+
+def unavailable(failures: Sequence[tuple[Node, Failure]]) -> BrokerUnavailable:
+    """The error for attempts that all failed."""
     kinds = {failure.kind for _, failure in failures}
     kind = kinds.pop() if len(kinds) == 1 else BrokerUnavailable
     reasons = "; ".join(dict.fromkeys(f"{node}: {failure}" for node, failure in failures))
-    cause = failures[-1][1].__cause__
-    raise kind(f"cannot connect to RabbitMQ: {reasons}") from cause
+    error = kind(f"cannot connect to RabbitMQ: {reasons}")
+    error.__cause__ = failures[-1][1].__cause__
+    return error
 
 
-class _Failure(Exception):
+class Failure(Exception):
     """Why one attempt failed, in words; ``__cause__`` is what pika or the system raised."""
 
     def __init__(self, reason: str, kind: type[BrokerUnavailable] = BrokerUnavailable) -> None:
@@ -83,88 +90,125 @@ class _Failure(Exception):
 
 
 def _connect_node(node: Node, name: str, deadline: float, clock: Callable[[], float]) -> BlockingConnection:
-    last: _Failure | None = None
+    last: Failure | None = None
     for address in _addresses(node, deadline, clock):
         remaining = deadline - clock()
         if remaining <= 0:
-            raise last or _Failure("no time was left to connect")
+            raise last or Failure("no time was left to connect")
         parameters = node.parameters(address=address, connection_name=name, timeout=remaining)
         try:
             return BlockingConnection(parameters)
         except Exception as exc:  # pika lets errors of several families through, AssertionError too
-            last = _explain(exc, parameters.ssl_options is not None)
+            last = explain(exc, parameters.ssl_options is not None)
             last.__cause__ = exc
-    raise last or _Failure("the name has no address")
+    raise last or Failure("the name has no address")
 
 
-def _addresses(node: Node, deadline: float, clock: Callable[[], float]) -> list[str]:
-    """The node's addresses, found within the deadline: the system's resolver has none of its own."""
+def resolve(node: Node, answer: Callable[[list[str] | OSError], object]) -> None:
+    """Find the node's addresses; ``answer`` is called with them, by another thread unless it is known now.
+
+    The system's resolver has no deadline. Whoever waits for the answer has.
+    """
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(node.host)
-        return [node.host]
+        answer([node.host])
+        return
 
-    answer: queue.SimpleQueue[list[str] | OSError] = queue.SimpleQueue()
-
-    def resolve() -> None:
+    def look_up() -> None:
         try:
             found = socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as exc:
-            answer.put(exc if isinstance(exc, OSError) else OSError(str(exc)))
+            answer(exc if isinstance(exc, OSError) else OSError(str(exc)))
         else:
-            answer.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
+            answer(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
 
     # A daemon: a resolver that never answers costs a thread, and not the caller or the exit.
-    threading.Thread(target=resolve, name="flask-pika-resolve", daemon=True).start()
     try:
-        result = answer.get(timeout=max(0.0, deadline - clock()))
+        threading.Thread(target=look_up, name="flask-pika-resolve", daemon=True).start()
+    except RuntimeError:  # no more threads, or the interpreter's end
+        look_up()
+
+
+def unresolved(error: OSError | None) -> Failure:
+    """Why there are no addresses; None when there was no answer in time."""
+    if error is None:
+        return Failure("the host's name was not resolved in time")
+    failure = Failure(f"the host's name does not resolve ({error.strerror or error})")
+    failure.__cause__ = error
+    return failure
+
+
+def _addresses(node: Node, deadline: float, clock: Callable[[], float]) -> list[str]:
+    answer: queue.SimpleQueue[list[str] | OSError] = queue.SimpleQueue()
+    resolve(node, answer.put)
+    try:
+        result = answer.get(timeout=min(max(0.0, deadline - clock()), threading.TIMEOUT_MAX))
     except queue.Empty:
-        raise _Failure("the host's name was not resolved in time") from None
+        raise unresolved(None) from None
     if isinstance(result, OSError):
-        raise _Failure(f"the host's name does not resolve ({result.strerror or result})") from result
+        raise unresolved(result)
     return result
 
 
-def _explain(exc: BaseException, tls: bool) -> _Failure:
+def no_channel(exc: Exception, node: Node | None) -> BrokerUnavailable:
+    """The error for a connection that opened, and on which no channel could be opened."""
+    failure = explain(exc, tls=False)
+    return failure.kind(f"no channel could be opened on {node}: {failure}")
+
+
+def explain(exc: BaseException, tls: bool) -> Failure:
     """Say in words why pika could not connect. Measured with pika 1.4.4 and RabbitMQ 3.10."""
+    exc = _innermost(exc)
     text = str(exc) or repr(exc)
     # "ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - ...'" inside pika's own sentence.
     reply = re.search(r"\((?P<code>\d{3})\) ['\"](?P<text>.*?)['\"]$", text)
-    said = f"{reply['code']} {reply['text']}" if reply else text
-    if isinstance(exc, pika_errors.ConnectionClosedByBroker):
-        said = f"{exc.reply_code} {exc.reply_text}"
-    if isinstance(
-        exc, (pika_errors.ProbableAuthenticationError, pika_errors.AuthenticationError)
-    ) or said.startswith("403"):
-        return _Failure(f"user name or password refused ({said})", AuthenticationRefused)
-    if isinstance(exc, pika_errors.ProbableAccessDeniedError) or said.startswith("530"):
-        return _Failure(f"virtual host refused ({said})", VirtualHostRefused)
+    code, said = (reply["code"], f"{reply['code']} {reply['text']}") if reply else ("", "")
+    if isinstance(exc, (pika_errors.ConnectionClosed, pika_errors.ChannelClosed)):
+        code, said = str(exc.reply_code), f"{exc.reply_code} {exc.reply_text}"
+    if code == "403" or isinstance(exc, pika_errors.AuthenticationError):
+        return Failure(f"user name or password refused ({said or text})", AuthenticationRefused)
+    if code == "530":
+        # AMQP 0-9-1, not-allowed: the virtual host is missing, full, or not for this user; or a limit.
+        kind = VirtualHostRefused if "vhost" in said or "virtual host" in said else BrokerRefused
+        what = "virtual host refused" if kind is VirtualHostRefused else "refused"
+        return Failure(f"{what} ({said})", kind)
+    if said:
+        return Failure(f"closed by the broker ({said})")
     if isinstance(exc, ssl.SSLCertVerificationError):
         reason = f"TLS: the broker's certificate is not accepted ({exc.verify_message})"
-        return _Failure(reason, TLSRefused)
+        return Failure(reason, TLSRefused)
     if isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError):
         reason = f"TLS failed ({exc.reason or text}); is this the broker's TLS port?"
-        return _Failure(reason, TLSRefused)
+        return Failure(reason, TLSRefused)
     if isinstance(exc, pika_errors.IncompatibleProtocolError):
         tls_hint = "" if tls else ", and one without TLS"
-        return _Failure(
+        return Failure(
             "what listens there hung up, or answered, without speaking AMQP 0-9-1"
             f" (is this the broker's AMQP port{tls_hint}?)",
             ProtocolMismatch,
         )
-    inner = _innermost(exc)
-    if isinstance(inner, ConnectionRefusedError):
-        return _Failure("connection refused")
-    if "Timeout" in type(inner).__name__ or isinstance(inner, TimeoutError):
-        return _Failure("timed out before the connection was open")
-    if isinstance(inner, OSError):
-        return _Failure(inner.strerror or str(inner) or repr(inner))
-    return _Failure(str(inner) or repr(inner))
+    if isinstance(exc, pika_errors.ProbableAuthenticationError):
+        return Failure("the connection was lost while logging in")
+    if isinstance(exc, pika_errors.ProbableAccessDeniedError):
+        return Failure("the connection was lost while the virtual host was opened")
+    if isinstance(exc, ConnectionRefusedError):
+        return Failure("connection refused")
+    if "Timeout" in type(exc).__name__ or isinstance(exc, TimeoutError):
+        return Failure("timed out before the connection was open")
+    if isinstance(exc, OSError):
+        return Failure(exc.strerror or str(exc) or type(exc).__name__)
+    if isinstance(exc, pika_errors.AMQPConnectionError):
+        return Failure(str(exc) or type(exc).__name__)
+    # Not what a broker or a network does. An encoder's error repeats what it could not encode.
+    return Failure(f"pika raised {type(exc).__name__}")
 
 
 def _innermost(exc: BaseException) -> BaseException:
-    """Pika wraps errors as an attribute or as the only argument of others."""
-    for _ in range(5):
-        inner = getattr(exc, "exception", None) or (exc.args[0] if len(exc.args) == 1 else None)
+    """Pika wraps errors as an attribute or the only argument of others; of several, the last one counts."""
+    for _ in range(8):
+        several = getattr(exc, "exceptions", None)
+        only = exc.args[0] if len(exc.args) == 1 else None
+        inner = several[-1] if several else getattr(exc, "exception", None) or only
         if not isinstance(inner, BaseException):
             break
         exc = inner

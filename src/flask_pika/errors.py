@@ -6,21 +6,36 @@ connection for you" is one. A message says what was wrong and what to do next, a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pika import exceptions as pika_errors
+
+if TYPE_CHECKING:
+    from .publisher import PublishReport
 
 __all__ = [
     "AuthenticationRefused",
+    "BrokerBlocked",
     "BrokerRefused",
     "BrokerUnavailable",
     "ChannelReturned",
     "ConfigError",
     "FlaskPikaError",
     "ForeignChannel",
+    "InvalidMessage",
+    "Nacked",
     "PoolClosed",
     "PoolTimeout",
     "ProtocolMismatch",
+    "PublishManyFailed",
+    "PublishRefused",
+    "PublishTimeout",
+    "PublishUnknown",
+    "PublisherClosed",
+    "PublisherFull",
     "SetupError",
     "TLSRefused",
+    "Unroutable",
     "VirtualHostRefused",
 ]
 
@@ -82,3 +97,90 @@ class ChannelReturned(FlaskPikaError, pika_errors.ChannelWrongStateError):
 
 class ForeignChannel(FlaskPikaError, TypeError):
     """Something was returned that ``channel()`` did not lend. Nothing was done with it."""
+
+
+# Publishing. Each says what became of the message.
+
+
+class InvalidMessage(FlaskPikaError, ValueError):
+    """AMQP cannot carry this message; the error names the field. Nothing was sent."""
+
+
+class PublisherFull(FlaskPikaError, pika_errors.AMQPConnectionError, TimeoutError):
+    """As many messages, or bytes, as may be pending were pending until the deadline. Nothing was sent."""
+
+
+class PublisherClosed(FlaskPikaError, pika_errors.ConnectionWrongStateError):
+    """``close()`` was called for this app, or the process ends. Nothing was sent."""
+
+
+class BrokerBlocked(BrokerUnavailable, pika_errors.ConnectionBlockedTimeout):
+    """The broker takes no messages, for want of memory or disk, and took none until the deadline.
+
+    Nothing was sent.
+    """
+
+
+class _OneMessage(FlaskPikaError):
+    """What became of one message.
+
+    :ivar message_id: which one.
+    """
+
+    def __init__(self, text: str, message_id: str = "") -> None:
+        # Not super().__init__(): pika's exceptions that leaves inherit from take other arguments.
+        Exception.__init__(self, text)
+        self.message_id = message_id
+
+
+class PublishUnknown(_OneMessage, pika_errors.AMQPConnectionError):
+    """The message was sent, and the connection was lost before the broker's word on it.
+
+    The broker may have it. Publish it again under the same ``message_id``, if twice is better than never.
+    """
+
+
+class PublishTimeout(PublishUnknown, TimeoutError):
+    """The message was sent, and there was no word on it until the deadline. The broker may have it."""
+
+
+class Nacked(_OneMessage, pika_errors.NackError):
+    """The broker did not take the message: a queue is full and rejects, or could not store it."""
+
+    messages = ()
+
+
+class _WithReply(_OneMessage):
+    """What the broker said, too.
+
+    :ivar reply_code: AMQP's number for it.
+    :ivar reply_text: its words.
+    """
+
+    reply_code = 0
+    reply_text = ""
+
+    def __init__(self, text: str, message_id: str = "", reply: tuple[int, str] = (0, "")) -> None:
+        super().__init__(text, message_id)
+        self.reply_code, self.reply_text = reply
+
+
+class Unroutable(_WithReply, pika_errors.UnroutableError):
+    """The message reached no queue, and the broker has it no more (``mandatory=True``)."""
+
+    messages = ()
+
+
+class PublishRefused(_WithReply, pika_errors.ChannelClosedByBroker):
+    """The broker closed the channel over this message: no such exchange (404), no permission (403), ..."""
+
+
+class PublishManyFailed(FlaskPikaError):
+    """Some messages of a ``publish_many()`` failed.
+
+    :ivar report: the :class:`flask_pika.PublishReport`: how many were confirmed, and which failed, and why.
+    """
+
+    def __init__(self, text: str, report: PublishReport) -> None:
+        super().__init__(text)
+        self.report = report

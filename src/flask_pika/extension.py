@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any
 
 from flask import Flask, current_app, has_app_context
+from pika import BasicProperties
 
 from .config import DEFAULT_PREFIX, read_settings
-from .errors import ForeignChannel, SetupError
+from .errors import ForeignChannel, InvalidMessage, SetupError
 from .lease import PooledChannel
-from .pool import PoolStats
-from .state import State
+from .message import Message
+from .params import is_finite
+from .publisher import PublishReport
+from .state import State, Stats
 
 _EXTENSION = "flask_pika"
 
@@ -34,6 +39,8 @@ class Pika:
     def __init__(self, app: Flask | None = None, *, config_prefix: str = DEFAULT_PREFIX) -> None:
         self._prefix = config_prefix
         self._app_refs: list[weakref.ref[Flask]] = []
+        # An app's states know by it whose they are, without holding on to this object.
+        self._identity = object()
         if app is not None:
             self.init_app(app)
 
@@ -48,7 +55,7 @@ class Pika:
                 f"init_app was called before on {app!r} for a Pika object with the prefix"
                 f" {self._prefix!r}; use that object, or give this one a config_prefix of its own"
             )
-        state = State(read_settings(app.config, self._prefix), app.name, self._prefix)
+        state = State(read_settings(app.config, self._prefix), app, self._prefix, self._identity)
         app.teardown_appcontext(state.end_of_context)
         app.extensions.setdefault(_EXTENSION, {})[self._prefix] = state
         self._app_refs = [weakref.ref(known) for known in (*self._apps(), app)]
@@ -64,8 +71,7 @@ class Pika:
         :raises BrokerUnavailable: no node of the broker could be connected to.
         :raises PoolClosed: :meth:`close` was called for this app.
         """
-        if timeout is not None and not (_is_number(timeout) and timeout >= 0):
-            raise ValueError(f"timeout is {timeout!r}; expected seconds, 0 or more")
+        _check_timeout(timeout)
         return self._state().lend(timeout)
 
     def return_channel(self, channel: PooledChannel) -> None:
@@ -84,14 +90,101 @@ class Pika:
         """
         _ours(channel).give_up(broken=True)
 
-    def stats(self) -> PoolStats:
-        """The pool's numbers in this process: cheap, and without I/O."""
-        return self._state().pool().stats()
+    def publish(
+        self,
+        body: object,
+        *,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = True,
+        timeout: float | None = None,
+        retry: bool = True,
+        properties: BasicProperties | None = None,
+        **named: Any,
+    ) -> str:
+        """Publish a message, and return its id once the broker has it. From any thread.
+
+        :param body: bytes and str as they are; anything else goes through the app's JSON provider. Or a
+            :class:`Message`, and nothing else about it.
+        :param exchange: the default exchange (``""``) routes to the queue that the routing key names.
+        :param mandatory: whether it is an error when no queue takes the message.
+        :param timeout: seconds that this may take, with waiting for room, connecting, confirm and retries.
+            Default: the ``timeout`` of ``FLASK_PIKA_PUBLISHER_PARAMS`` (10).
+        :param retry: whether it is sent again, under the same id, when the connection is lost before its
+            confirm: it then arrives at least once. With False, at most once.
+        :param properties: a ``pika.BasicProperties`` instead of named ones.
+        :param named: AMQP's properties: see :class:`Message`.
+        :raises InvalidMessage: AMQP cannot carry it. Nothing was sent.
+        :raises BrokerUnavailable: no node could be connected to in time. Nothing was sent.
+        :raises BrokerBlocked: the broker took no messages until then. Nothing was sent.
+        :raises PublisherFull: too much was pending until then. Nothing was sent.
+        :raises Nacked: the broker did not take it.
+        :raises Unroutable: no queue took it.
+        :raises PublishRefused: the broker closed the channel over it: no such exchange, or no permission.
+        :raises PublishTimeout: it was sent, and nobody knows what became of it.
+        :raises PublishUnknown: the same, because the connection was lost, and ``retry`` is False.
+        """
+        state, dumps = self._publishing(timeout)
+        message = _message(body, exchange, routing_key, mandatory, properties, named)
+        return state.publisher().publish(message, dumps, timeout, retry)
+
+    def submit(
+        self,
+        body: object,
+        *,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = True,
+        timeout: float | None = None,
+        retry: bool = True,
+        properties: BasicProperties | None = None,
+        **named: Any,
+    ) -> Future[str]:
+        """Publish a message, and return a future for its id at once.
+
+        Everything is as in :meth:`publish`, whose errors are the future's, except ``InvalidMessage`` and
+        ``PublisherFull``: those are raised here, the latter after waiting for room within the timeout. When
+        its deadline passes, a future has its error within a tenth of a second. Its callbacks run in the
+        publisher's thread, which they must not keep waiting. It cannot be cancelled.
+        """
+        state, dumps = self._publishing(timeout)
+        message = _message(body, exchange, routing_key, mandatory, properties, named)
+        return state.publisher().submit(message, dumps, timeout, retry)
+
+    def publish_many(
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        window: int = 1000,
+        retry: bool = True,
+    ) -> PublishReport:
+        """Publish many messages, with up to ``window`` of them on their way at a time, and wait for all.
+
+        :param messages: read as they are needed: a generator of a million takes no more memory than of ten.
+        :param timeout: seconds for all of them. Default: as for one.
+        :raises PublishManyFailed: some failed, or the time was over; its ``report`` says which, and why. What
+            the iterable itself raises comes through, when what was sent is settled.
+        """
+        if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+            raise ValueError(f"window is {window!r}; expected a number of messages, 1 or more")
+        state, dumps = self._publishing(timeout)
+        return state.publisher().publish_many(messages, dumps, timeout, window, retry)
+
+    def _publishing(self, timeout: float | None) -> tuple[State, Callable[[object], str]]:
+        _check_timeout(timeout)
+        state = self._state()
+        return state, (current_app if has_app_context() else self._apps()[0]).json.dumps
+
+    def stats(self) -> Stats:
+        """The numbers of pool and publisher in this process: cheap, and without I/O."""
+        return self._state().stats()
 
     def close(self) -> None:
         """Close this app's idle connections, and refuse new checkouts from now on.
 
-        Channels that are lent stay usable, and are closed at their return. Takes two seconds at most.
+        Channels that are lent stay usable, and are closed at their return. Waits for what is pending at the
+        publisher, ``drain_timeout`` (5) seconds at the most, and for goodbyes, another five at the most.
         """
         self._state().close()
 
@@ -101,10 +194,11 @@ class Pika:
     def _state(self) -> State:
         if has_app_context():
             state = states_of(current_app).get(self._prefix)
-            if state is None:
+            if state is None or state.owner is not self._identity:
+                has = ", but another with the same prefix" if state else ""
                 raise SetupError(
-                    f"the current app, {current_app.name!r}, does not have this Pika object; call"
-                    f" init_app(app) on it (its config_prefix is {self._prefix!r})"
+                    f"the current app, {current_app.name!r}, does not have this Pika object"
+                    f" (config_prefix {self._prefix!r}){has}; call init_app(app) with it"
                 )
             return state
         apps = self._apps()
@@ -129,8 +223,31 @@ def states_of(app: Flask) -> dict[str, State]:
     return states
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _check_timeout(timeout: object) -> None:
+    if timeout is not None and not (is_finite(timeout) and timeout >= 0):  # type: ignore[operator]
+        raise ValueError(f"timeout is {timeout!r}; expected seconds, 0 or more")
+
+
+def _message(
+    body: object,
+    exchange: str,
+    routing_key: str,
+    mandatory: bool,
+    properties: BasicProperties | None,
+    named: dict[str, Any],
+) -> Message:
+    if not isinstance(body, Message):
+        return Message(
+            body,
+            exchange=exchange,
+            routing_key=routing_key,
+            mandatory=mandatory,
+            properties=properties,
+            **named,
+        )
+    if named or properties is not None or (exchange, routing_key, mandatory) != ("", "", True):
+        raise InvalidMessage("a Message says all about itself; give exchange, routing key, properties to it")
+    return body
 
 
 def _ours(channel: object) -> PooledChannel:

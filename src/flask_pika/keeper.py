@@ -24,7 +24,7 @@ class Keeper:
         self._interval = interval
         # Reentrant, unlike an Event: stop() may be called by the garbage collector, in any thread.
         self._stopped: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()  # a finalizer may come here from in here
         self._thread: threading.Thread | None = None
 
     def start(self, pool: ChannelPool[Slot]) -> None:
@@ -32,16 +32,18 @@ class Keeper:
         if self._thread is not None:
             return
         with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(
-                    target=self._run, args=(pool,), name="flask-pika-keeper", daemon=True
-                )
-                try:
-                    thread.start()
-                except RuntimeError as exc:  # no more threads: the next connection tries again
-                    logger.warning("no keeper for %r, idle connections may die: %s", pool, exc)
-                    return
-                self._thread = thread
+            self._start(pool)
+
+    def _start(self, pool: ChannelPool[Slot]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, args=(pool,), name="flask-pika-keeper", daemon=True
+            )
+            try:
+                self._thread.start()
+            except RuntimeError as exc:  # no more threads: the next connection tries again
+                self._thread = None
+                logger.warning("no keeper for %r, idle connections may die: %s", pool, exc)
 
     def stop(self) -> None:
         """End the thread after its round, and close the pool. Does not wait."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pika import exceptions as pika_errors
-
+from .calls import TRACES, Args, Kwargs, advance, invoke
 from .errors import ChannelReturned
 from .pool import ChannelPool
 from .slot import Slot, Traces
@@ -21,57 +20,10 @@ else:
     _Channel = object
 
 _Self = TypeVar("_Self", bound="PooledChannel")
-_Args = tuple[Any, ...]
-_Kwargs = dict[str, Any]
 
-# What a call leaves behind. A call that is not here, of a later pika for example, counts as ON_CHANNEL, and a
-# private attribute as ON_CONNECTION, because nobody knows what is done with it.
-_STATELESS = (
-    "basic_publish",
-    "exchange_bind",
-    "exchange_declare",
-    "exchange_delete",
-    "exchange_unbind",
-)
-# These take a queue first, whose empty name means "the last one that was declared on this channel".
-_ON_A_QUEUE = ("basic_get", "queue_bind", "queue_delete", "queue_purge", "queue_unbind")
-_SETTLING = ("basic_ack", "basic_nack", "basic_reject")
-_ON_CHANNEL = (
-    "add_on_cancel_callback",
-    "add_on_return_callback",
-    "basic_cancel",
-    "basic_consume",
-    "basic_qos",
-    "basic_recover",
-    "cancel",
-    "close",
-    "confirm_delivery",
-    "consume",
-    "flow",
-    "get_waiting_message_count",
-    "start_consuming",
-    "stop_consuming",
-    "tx_commit",
-    "tx_rollback",
-    "tx_select",
-)
-_TRACES: dict[str, Traces] = {
-    **dict.fromkeys((*_STATELESS, *_ON_A_QUEUE, *_SETTLING, "queue_declare"), Traces.NONE),
-    **dict.fromkeys(_ON_CHANNEL, Traces.ON_CHANNEL),
-}
-# Calls whose arguments or results decide what they leave behind.
-_WATCHED = frozenset((*_ON_A_QUEUE, *_SETTLING, "basic_consume", "consume", "queue_declare"))
+# Which argument is a function that pika calls with its own channel first.
+_CALLBACKS = {"add_on_return_callback": (0, "callback"), "basic_consume": (1, "on_message_callback")}
 
-# The broker's word on one message. The channel goes on in step.
-_VERDICTS = (pika_errors.UnroutableError, pika_errors.NackError)
-# Raised by pika while it checks or encodes the arguments, before the first byte is sent.
-_ARGUMENT_ERRORS = (
-    TypeError,
-    ValueError,
-    struct.error,
-    pika_errors.ShortStringTooLong,
-    pika_errors.UnsupportedAMQPFieldException,
-)
 # What a connection can be asked for without a trace.
 _CONNECTION_STATELESS = frozenset(
     (
@@ -91,7 +43,7 @@ _CONNECTION_STATELESS = frozenset(
 )
 
 
-_Invoke = Callable[[Slot, str, _Args, _Kwargs], Any]
+_Invoke = Callable[[Slot, str, Args, Kwargs], Any]
 
 
 class PooledChannel(_Channel):
@@ -108,40 +60,65 @@ class PooledChannel(_Channel):
     """
 
     _pool: ChannelPool[Slot]
-    _busy: bool
+    _calls: list[None]
     _context: dict[PooledChannel, str] | None
+    _where: str
 
     def __init__(
-        self,
-        pool: ChannelPool[Slot],
-        slot: Slot,
-        context: dict[PooledChannel, str] | None = None,
-        where: str = "",
+        self, pool: ChannelPool[Slot], context: dict[PooledChannel, str] | None = None, where: str = ""
     ) -> None:
         """
-        :param context: the channels of the app context that it was borrowed in, which return it at the end.
-        :param where: what borrowed it, in words.
+        :param context: the channels of the app context that it is borrowed in, which return it at the end.
+        :param where: what borrows it, in words.
         """
         self._pool = pool
-        self._busy = False
+        # One entry for each call under way, in whichever thread. append() and pop() are atomic.
+        self._calls = []
         self._context = context
+        self._where = where
+
+    def borrow(self: _Self, timeout: float | None) -> _Self:
+        """Check out a slot, once. It is taken back when this object is gone."""
+        slot = self._pool.checkout(timeout, self._where, weakref.ref(self))
         # In __dict__, whose pop() is atomic: of two threads that return the same channel, one gets it.
         self.__dict__["_slot"] = slot
-        if context is not None:
-            context[self] = where
+        if self._context is not None:
+            self._context[self] = self._where
+        return self
 
     # Calls
 
-    def _guarded(self, invoke: _Invoke, name: str, args: _Args, kwargs: _Kwargs) -> Any:
-        # _busy is set before the slot is read, and give_up() takes the slot before it reads _busy: either
-        # this call finds no slot, or the return finds that a call is under way.
-        nested, self._busy = self._busy, True
+    def _guarded(self, invoke: _Invoke, name: str, args: Args, kwargs: Kwargs) -> Any:
+        # The call is noted before the slot is read, and give_up() takes the slot before it looks for calls:
+        # either this call finds no slot, or the return finds that a call is under way.
+        self._calls.append(None)
         try:
             return invoke(self._lent_slot(), name, args, kwargs)
         finally:
-            self._busy = nested
-            if not nested and "_taken" in self.__dict__:
+            self._calls.pop()
+            if not self._calls and "_taken" in self.__dict__:
                 self._finish_return()
+
+    def _call(self, name: str, args: Args, kwargs: Kwargs) -> Any:
+        if name in _CALLBACKS:
+            args, kwargs = self._as_own(_CALLBACKS[name], args, kwargs)
+        result = self._guarded(invoke, name, args, kwargs)
+        return _Consumption(self, result) if name == "consume" else result
+
+    def _as_own(self, place: tuple[int, str], args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Arguments whose callback is given this object for a channel; nobody watches pika's own."""
+        number, name = place
+        callback = args[number] if len(args) > number else kwargs.get(name)
+        if not callable(callback):
+            return args, kwargs  # pika will say so
+        this = weakref.ref(self)  # pika's channel holds the callback, and must not keep a dropped lease
+
+        def with_own(_channel: object, *rest: Any) -> Any:
+            return callback(this(), *rest)
+
+        if len(args) > number:
+            return (*args[:number], with_own, *args[number + 1 :]), kwargs
+        return args, {**kwargs, name: with_own}
 
     def _later(self, invoke: _Invoke, name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._guarded(invoke, name, args, kwargs)
@@ -168,7 +145,7 @@ class PooledChannel(_Channel):
         if name.startswith("_"):
             slot.traces = Traces.ON_CONNECTION
         elif callable(found):
-            return self._later(_invoke, name)
+            return lambda *args, **kwargs: self._call(name, args, kwargs)
         return found
 
     @property
@@ -211,10 +188,10 @@ class PooledChannel(_Channel):
             return False
         if self._context is not None:
             self._context.pop(self, None)
-        self.__dict__["_taken"] = slot
-        if broken or self._busy:
+        if broken or self._calls:
             slot.traces = Traces.ON_CONNECTION
-        if not self._busy:
+        self.__dict__["_taken"] = slot
+        if not self._calls:
             self._finish_return()
         # Else a call is under way, in another thread or below this one (a callback): it ends the return.
         return True
@@ -225,88 +202,35 @@ class PooledChannel(_Channel):
         if slot is not None:
             self._pool.release(slot)
 
-    def __del__(self) -> None:
-        # Dropped without a return. The collector may strike anywhere, so this only leaves word.
-        slot: Slot | None = self.__dict__.get("_slot")
-        if slot is not None:
-            self._pool.orphans.append(slot)
-
     def __repr__(self) -> str:
         slot: Slot | None = self.__dict__.get("_slot")
         return f"<PooledChannel {'returned' if slot is None else repr(slot.channel)}>"
 
 
-def _invoke(slot: Slot, name: str, args: _Args, kwargs: _Kwargs) -> Any:
-    """Call a method of the lent channel, and note what it leaves behind."""
-    watched = name in _WATCHED
-    if watched:
-        _watch_arguments(slot, name, args, kwargs)
-    traces = _TRACES.get(name, Traces.ON_CHANNEL)
-    if traces > slot.traces:
-        slot.traces = traces
-    try:
-        result = getattr(slot.channel, name)(*args, **kwargs)
-    except BaseException as exc:
-        slot.traces = max(slot.traces, _traces_of_error(name, exc))
-        raise
-    if watched:
-        _watch_result(slot, name, args, kwargs, result)
-    return result
+class _Consumption:
+    """What ``consume()`` gives: pika's generator, run as calls of the lease, which it keeps."""
 
+    def __init__(self, lease: PooledChannel, generator: Any) -> None:
+        self._lease = lease
+        self._generator = generator
 
-def _traces_of_error(name: str, exc: BaseException) -> Traces:
-    if isinstance(exc, _VERDICTS):
-        return Traces.NONE
-    if isinstance(exc, _ARGUMENT_ERRORS):
-        # A call that expects an answer may have made itself ready for it.
-        return Traces.NONE if name == "basic_publish" or name in _SETTLING else Traces.ON_CHANNEL
-    if isinstance(exc, pika_errors.ChannelClosedByBroker):
-        return Traces.ON_CHANNEL
-    # Interrupted: the answer may still come, to whoever calls next.
-    return Traces.ON_CONNECTION
+    def __iter__(self) -> _Consumption:
+        return self
 
+    def __next__(self) -> Any:
+        found = self._lease._guarded(advance, "__next__", (self._generator, None), {})
+        if found is None:
+            raise StopIteration
+        return found
 
-def _argument(args: _Args, kwargs: _Kwargs, place: int, name: str, default: Any) -> Any:
-    return args[place] if len(args) > place else kwargs.get(name, default)
-
-
-def _watch_arguments(slot: Slot, name: str, args: _Args, kwargs: _Kwargs) -> None:
-    if name == "queue_declare":
-        slot.queue_declared = True
-        if _argument(args, kwargs, 3, "exclusive", False):
-            slot.traces = Traces.ON_CONNECTION  # such a queue lives as long as its connection
-    elif name in _SETTLING:
-        tags = _settled_tags(slot, name, args, kwargs)
-        if not tags:
-            # The broker will close the channel, after the return perhaps: 406, unknown delivery tag.
-            slot.traces = max(slot.traces, Traces.ON_CHANNEL)
-    elif not slot.queue_declared and _argument(args, kwargs, 0, "queue", None) == "":
-        # AMQP 0-9-1, queue.bind: "the last declared queue on the channel", which was another borrower's.
-        raise ValueError(
-            f"{name}(queue='') means the queue declared last on this channel, and you declared none"
-        )
-
-
-def _watch_result(slot: Slot, name: str, args: _Args, kwargs: _Kwargs, result: Any) -> None:
-    if name == "basic_get":
-        if result[0] is not None and not _argument(args, kwargs, 1, "auto_ack", False):
-            slot.unacked.add(result[0].delivery_tag)
-    elif name in _SETTLING:
-        slot.unacked -= _settled_tags(slot, name, args, kwargs)
-
-
-def _settled_tags(slot: Slot, name: str, args: _Args, kwargs: _Kwargs) -> set[int]:
-    """Which of the channel's unacked deliveries an ack, nack or reject is about."""
-    tag = _argument(args, kwargs, 0, "delivery_tag", 0)
-    if name == "basic_reject" or not _argument(args, kwargs, 1, "multiple", False):
-        return slot.unacked & {tag}
-    # AMQP 0-9-1, basic.ack: multiple is "up to and including", and with tag 0 all that are outstanding.
-    return {one for one in slot.unacked if tag == 0 or one <= tag}
+    def close(self) -> None:
+        """End it; see ``cancel()``, which also gives back what was fetched."""
+        self._generator.close()
 
 
 def _forward(name: str) -> Callable[..., Any]:
     def method(self: PooledChannel, *args: Any, **kwargs: Any) -> Any:
-        return self._guarded(_invoke, name, args, kwargs)
+        return self._call(name, args, kwargs)
 
     method.__name__ = name
     method.__qualname__ = f"PooledChannel.{name}"
@@ -315,7 +239,7 @@ def _forward(name: str) -> Callable[..., Any]:
 
 
 # Real methods: __getattr__ would make a partial for each call.
-for _name in _TRACES:
+for _name in TRACES:
     setattr(PooledChannel, _name, _forward(_name))
 
 
@@ -342,6 +266,13 @@ class _LentConnection:
         slot.traces = Traces.ON_CONNECTION
         setattr(_connection_of(slot), name, value)
 
+    def __enter__(self) -> _LentConnection:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.is_open:
+            self.close()  # as pika's does
+
     def __repr__(self) -> str:
         return f"<connection of {self.__dict__['_lease']!r}>"
 
@@ -350,7 +281,7 @@ def _connection_of(slot: Slot) -> Any:
     return cast("_Channel", slot.channel).connection
 
 
-def _invoke_connection(slot: Slot, name: str, args: _Args, kwargs: _Kwargs) -> Any:
+def _invoke_connection(slot: Slot, name: str, args: Args, kwargs: Kwargs) -> Any:
     try:
         return getattr(_connection_of(slot), name)(*args, **kwargs)
     except BaseException:

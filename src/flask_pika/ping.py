@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter
 
 from pika import exceptions as pika_errors
-from pika.adapters.blocking_connection import BlockingConnection
 
 from . import pika_internals
 from .connecting import Connected, connect
 from .errors import BrokerUnavailable
+from .gate import Gate
 from .nodes import Node
 from .slot import Slot
 
@@ -34,24 +34,23 @@ def ping(nodes: Sequence[Node], name: str, timeout: float) -> Pong:
     deadline = asked_at + timeout
     answered: list[Connected] = []
 
-    def open_connection(*, asked_at: float, deadline: float) -> BlockingConnection:  # noqa: ARG001
-        answered.append(connect(nodes, name, deadline))
-        return answered[-1].connection
+    def dial(until: float) -> Connected:
+        answered.append(connect(nodes, name, until))
+        return answered[-1]
 
-    slot = Slot(open_connection)
+    slot = Slot(dial, Gate())
     try:
         slot.open(asked_at=asked_at, deadline=deadline)
         connection, node = answered[-1]
         assert slot.channel is not None
-        with pika_internals.bounded(connection, deadline - monotonic()):
-            began = perf_counter()
-            slot.channel.basic_qos(prefetch_count=1)
-            round_trip = perf_counter() - began
+        try:
+            with pika_internals.bounded(connection, deadline - monotonic()):
+                began = perf_counter()
+                slot.channel.basic_qos(prefetch_count=1)
+                round_trip = perf_counter() - began
+        except (pika_internals.DeadlineReached, pika_errors.AMQPError) as exc:
+            raise BrokerUnavailable(f"{node} took the connection, and did not answer: {exc!r}") from exc
         about = pika_internals.server_properties(connection)
-    except (pika_internals.DeadlineReached, pika_errors.AMQPError) as exc:
-        if isinstance(exc, BrokerUnavailable):
-            raise
-        raise BrokerUnavailable(f"RabbitMQ took the connection, and did not answer: {exc!r}") from exc
     finally:
         slot.close()
     product = " ".join(_text(about.get(key)) for key in ("product", "version")).strip()

@@ -20,11 +20,13 @@ import collections
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from .config import PoolSettings
+from .borrowers import Borrower, Waiter
+from .config import GOODBYE, PoolSettings
 from .errors import PoolClosed, PoolTimeout
 
 logger = logging.getLogger("flask_pika.pool")
@@ -47,7 +49,7 @@ class Holds(Protocol):
     def open(self, *, asked_at: float, deadline: float) -> bool: ...  # noqa: D102
     def probe(self) -> bool: ...  # noqa: D102
     def serve(self) -> bool: ...  # noqa: D102
-    def clean(self) -> bool: ...  # noqa: D102
+    def clean(self, within: float = ...) -> bool: ...  # noqa: D102
     def close(self, within: float = ...) -> None: ...  # noqa: D102
     def forget(self) -> None: ...  # noqa: D102
 
@@ -68,35 +70,6 @@ class PoolStats:
     recycled: int  #: connections closed for their age
     discarded: int  #: connections given up: lost, broken, or left in a state that nobody else may have
     timeouts: int  #: checkouts that found no free channel before their deadline
-
-
-class Borrower(NamedTuple):
-    """Who holds a slot, for the error that others get."""
-
-    where: str  # an endpoint, or what else the checkout was made from
-    thread: int  # its identifier; the name is looked up when somebody wants to read it
-    since: float
-
-    def describe(self, now: float) -> str:
-        """Who this is, in words."""
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
-        name = names.get(self.thread, self.thread)  # one that has ended, or a greenlet, has no name
-        return (
-            f"{self.where or 'code outside of an app context'} in thread {name} for {now - self.since:.1f} s"
-        )
-
-
-class _Waiter(Generic[S]):
-    """A place in the queue. ``slot`` is written under the pool's lock, before ``served`` is released."""
-
-    __slots__ = ("borrower", "served", "slot")
-
-    def __init__(self, borrower: Borrower) -> None:
-        self.borrower = borrower
-        self.slot: S | None = None
-        # A held lock is the lightest thing to wait for with a timeout.
-        self.served = threading.Lock()
-        self.served.acquire()
 
 
 class ChannelPool(Generic[S]):
@@ -121,37 +94,44 @@ class ChannelPool(Generic[S]):
         self._label = label
         self._clock = clock
         self._on_open = on_open
-        #: Slots whose borrower was garbage-collected. Only appended to without the lock, which a collector
-        #: may not take: it can strike while this very thread holds it.
-        self.orphans: collections.deque[S] = collections.deque()
+        # Slots that were returned by code which interrupted this very pool: see _is_interrupted().
+        self._late: collections.deque[S] = collections.deque()
 
         # All below is shared, and touched only under the lock.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._idle: list[S] = []  # last in, first out: what is not needed stays at the bottom
         self._lent: dict[S, Borrower] = {}
         self._kept: set[S] = set()
-        self._waiting: collections.deque[_Waiter[S]] = collections.deque()
+        self._waiting: collections.deque[Waiter[S]] = collections.deque()
         self._closed = False
         self._opened = self._recycled = self._discarded = self._timeouts = 0
 
     # Checkout
 
-    def checkout(self, timeout: float | None = None, where: str = "") -> S:
+    def checkout(
+        self, timeout: float | None = None, where: str = "", holder: weakref.ref[object] | None = None
+    ) -> S:
         """A slot with an open channel, for this caller alone, within ``timeout`` seconds.
 
         :param timeout: default: the pool's ``pool_timeout``.
         :param where: what the caller is, for the error that others get when they wait in vain.
+        :param holder: what will return the slot. When it is gone, the slot is taken back.
         :raises PoolTimeout: every slot was in use until then.
         :raises PoolClosed: the pool was closed.
         :raises BrokerUnavailable: no node could be connected to.
         """
+        if self._is_interrupted():
+            raise PoolTimeout(
+                "a signal handler or a finalizer asked for a channel while its own thread was at work in the"
+                " pool, and would wait for itself"
+            )
         asked_at = self._clock()
         patience = self._settings.pool_timeout if timeout is None else timeout
-        deadline = asked_at + patience
-        if self.orphans:
-            self._adopt_orphans()
-        borrower = Borrower(where, threading.get_ident(), asked_at)
-        slot = self._acquire(borrower, patience)
+        deadline = asked_at + min(patience, threading.TIMEOUT_MAX)
+        if self._late or (self._lent and not self._idle):  # read without the lock: a hint will do
+            self._take_back(deadline)
+        borrower = Borrower(where, threading.get_ident(), asked_at, holder)
+        slot = self._acquire(borrower, patience, deadline)
         try:
             self._prepare(slot, asked_at, deadline)
         except BaseException:
@@ -162,7 +142,7 @@ class ChannelPool(Generic[S]):
             raise
         return slot
 
-    def _acquire(self, borrower: Borrower, patience: float) -> S:
+    def _acquire(self, borrower: Borrower, patience: float, deadline: float) -> S:
         # Critical section: is a slot free, may there be one more, or has this caller to wait?
         with self._lock:
             if self._closed:
@@ -176,12 +156,12 @@ class ChannelPool(Generic[S]):
                 slot = self._new_slot()
                 self._lent[slot] = borrower
                 return slot
-            waiter: _Waiter[S] = _Waiter(borrower)
+            waiter: Waiter[S] = Waiter(borrower)
             self._waiting.append(waiter)
 
         try:
             # Outside the lock. A KeyboardInterrupt or a gevent.Timeout may end it as well.
-            self._wait(waiter, min(max(0.0, patience), threading.TIMEOUT_MAX))
+            self._wait(waiter, max(0.0, deadline - self._clock()))
         except BaseException:
             late = self._stop_waiting(waiter)
             if late is not None:
@@ -192,10 +172,10 @@ class ChannelPool(Generic[S]):
             raise self._why_not(patience)
         return served
 
-    def _wait(self, waiter: _Waiter[S], seconds: float) -> None:
+    def _wait(self, waiter: Waiter[S], seconds: float) -> None:
         waiter.served.acquire(timeout=seconds)
 
-    def _stop_waiting(self, waiter: _Waiter[S]) -> S | None:
+    def _stop_waiting(self, waiter: Waiter[S]) -> S | None:
         """From here on nobody serves this waiter; what it was given until now, even in the last moment."""
         with self._lock:
             if waiter.slot is None and waiter in self._waiting:
@@ -228,7 +208,7 @@ class ChannelPool(Generic[S]):
         was_connected = slot.born != 0.0
         recycled = 0 <= settings.pool_recycle < asked_at - slot.born and was_connected
         if recycled:
-            slot.close()
+            slot.close(min(GOODBYE, max(0.0, deadline - self._clock())))
         elif slot.probe() if settings.pool_pre_ping else slot.is_open:
             return
         opened = slot.open(asked_at=asked_at, deadline=deadline)
@@ -243,8 +223,20 @@ class ChannelPool(Generic[S]):
 
     def release(self, slot: S) -> None:
         """Take a slot back from its borrower, clean it, and lend it to the next. Raises no broker's error."""
+        self._release(slot, GOODBYE)
+
+    def _release(self, slot: S, within: float) -> None:
+        if self._is_interrupted():
+            self._late.append(slot)
+            return
+        if not self._settings.pool_size or self._closed:  # nobody will have it: no need to clean it
+            try:
+                slot.close(within)
+            finally:
+                self._give_back(slot, connected=False)
+            return
         try:
-            connected = slot.clean()
+            connected = slot.clean(within)
         except BaseException:
             self.discard(slot)
             raise
@@ -281,29 +273,44 @@ class ChannelPool(Generic[S]):
         finally:
             self._give_back(slot, connected=False)
 
-    def _adopt_orphans(self) -> None:
-        """Bring home the slots whose borrowers were garbage-collected without a return."""
-        while self.orphans:
-            try:
-                slot = self.orphans.popleft()
-            except IndexError:  # another thread was faster
-                return
-            with self._lock:
-                borrower = self._lent.get(slot)
-            if borrower is None:
-                continue
-            logger.warning(
-                "a channel was dropped and never returned, borrowed by %s; use 'with channel()', or"
-                " return_channel()",
-                borrower.describe(self._clock()),
-            )
-            self.release(slot)
+    def _is_interrupted(self) -> bool:
+        """Whether this thread is in one of the critical sections, at this moment, further down its stack.
+
+        Python may run anything between two instructions: a signal handler, or the garbage collector, which
+        closes a suspended generator, and the ``with channel()`` in it. It must not wait for the lock, nor
+        change what is half changed.
+        """
+        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return] # as threading.Condition does
+
+    def _take_back(self, deadline: float | None = None) -> None:
+        """Bring home the slots that nobody can return, because their holders are gone.
+
+        Dropped without a return, mostly. Or interrupted by a signal handler's exception between two
+        instructions of checkout or return. Goodbyes end at the deadline, if there is one.
+        """
+        # Critical section: from here on they are this thread's.
+        with self._lock:
+            late = set()
+            while self._late:
+                late.add(self._late.popleft())
+            lost = {slot: who for slot, who in self._lent.items() if slot in late or who.is_gone}
+            me = Borrower("the pool, which takes it back", threading.get_ident(), self._clock())
+            self._lent.update(dict.fromkeys(lost, me))
+        for slot, borrower in lost.items():
+            if slot not in late:
+                logger.warning(
+                    "a channel was dropped and never returned, borrowed by %s; use 'with channel()', or"
+                    " return_channel()",
+                    borrower.describe(self._clock()),
+                )
+            within = GOODBYE if deadline is None else min(GOODBYE, deadline - self._clock())
+            self._release(slot, max(0.0, within))
 
     # Upkeep
 
     def tend(self) -> None:
         """Serve the idle connections' heartbeats, one by one, and drop those that died. The keeper's work."""
-        self._adopt_orphans()
+        self._take_back()
         with self._lock:
             todo = list(self._idle)
         for slot in todo:
@@ -337,9 +344,11 @@ class ChannelPool(Generic[S]):
 
         What is lent is closed at its return. Waiters get :class:`PoolClosed`. Closing twice does nothing.
         """
+        self._closed = True
+        if self._is_interrupted():  # by a signal handler; what is idle is closed at the interpreter's exit
+            return
         # Critical section: nobody is served any more, and the idle slots are this thread's.
         with self._lock:
-            self._closed = True
             slots, self._idle = self._idle, []
             closer = Borrower("close()", threading.get_ident(), self._clock())
             self._lent.update(dict.fromkeys(slots, closer))
@@ -360,7 +369,7 @@ class ChannelPool(Generic[S]):
         Takes no lock, which a thread of the parent may have held: this thread is the only one here. What is
         lent still comes home, to a pool that nobody uses.
         """
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for slot in [*self._idle, *self._lent, *self._kept]:
             slot.forget()
 

@@ -7,18 +7,21 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from pika import exceptions as pika_errors
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
 from . import pika_internals
+from .config import GOODBYE
+from .connecting import Connected, no_channel
 from .errors import BrokerUnavailable
+from .gate import Gate
+from .nodes import Node
 
 logger = logging.getLogger("flask_pika.connection")
 
-#: Seconds that a goodbye to the broker may take. A peer that does not answer is left without one.
-GOODBYE = 1.0
+#: Seconds that a look at an idle connection may take, which is microseconds.
+SERVE = 0.5
 #: Seconds that a broker which has accepted the connection may take to open a channel on it.
 CHANNEL_OPEN = 5.0
 
@@ -31,10 +34,8 @@ class Traces(enum.IntEnum):
     ON_CONNECTION = 2  # exclusive queues, timers, callbacks, a call that was interrupted
 
 
-class Connect(Protocol):
-    """Opens a connection for someone who asked at one time and can wait until another."""
-
-    def __call__(self, *, asked_at: float, deadline: float) -> BlockingConnection: ...  # noqa: D102
+#: Opens a connection until a deadline.
+Dial = Callable[[float], Connected]
 
 
 class Slot:
@@ -48,8 +49,10 @@ class Slot:
         "_arrivals",
         "_clock",
         "_confirm_delivery",
-        "_connect",
         "_connection",
+        "_dial",
+        "_gate",
+        "_node",
         "_pid",
         "born",
         "channel",
@@ -60,14 +63,17 @@ class Slot:
 
     def __init__(
         self,
-        connect: Connect,
+        dial: Dial,
+        gate: Gate,
         confirm_delivery: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._connect = connect
+        self._dial = dial
+        self._gate = gate
         self._confirm_delivery = confirm_delivery
         self._clock = clock
         self._connection: BlockingConnection | None = None
+        self._node: Node | None = None
         self._arrivals: Callable[[], object] | None = None
         self._pid = 0
         #: When it connected, in the clock's time; 0.0 when it is not connected.
@@ -81,6 +87,11 @@ class Slot:
         self.traces = Traces.NONE
         self.unacked: set[int] = set()
         self.queue_declared = False
+
+    @property
+    def confirms(self) -> bool:
+        """Whether its channels come in confirm mode."""
+        return self._confirm_delivery
 
     @property
     def is_open(self) -> bool:
@@ -105,16 +116,20 @@ class Slot:
                 except BrokerUnavailable as exc:
                     logger.debug("a connection was dropped, it took no new channel: %s", exc)
             self.abandon()
-            self._connection = self._connect(asked_at=asked_at, deadline=deadline)
-            self._arrivals = pika_internals.arrivals(self._connection)
-            self._pid = os.getpid()
-            self.born = self._clock()
-            self._open_channel(deadline)
+            # With the channel: a broker that takes connections and refuses channels is not up.
+            self._gate.run(lambda: self._open_anew(deadline), asked_at=asked_at, deadline=deadline)
             return True
         except BaseException:
             # Also when the wait was interrupted: nobody knows what the peer will still answer.
             self.abandon()
             raise
+
+    def _open_anew(self, deadline: float) -> None:
+        self._connection, self._node = self._dial(deadline)
+        self._arrivals = pika_internals.arrivals(self._connection)
+        self._pid = os.getpid()
+        self.born = self._clock()
+        self._open_channel(deadline)
 
     def _open_channel(self, deadline: float) -> None:
         connection = self._connection
@@ -127,10 +142,10 @@ class Slot:
                     channel.confirm_delivery()
         except pika_internals.DeadlineReached as exc:
             raise BrokerUnavailable(
-                "RabbitMQ took the connection, but did not open a channel in time"
+                f"{self._node} took the connection, and opened no channel in time"
             ) from exc
-        except (pika_errors.AMQPError, OSError, AssertionError) as exc:
-            raise BrokerUnavailable(f"RabbitMQ did not open a channel: {exc!r}") from exc
+        except Exception as exc:  # of several families, AssertionError too
+            raise no_channel(exc, self._node) from exc
         self._begin_channel(channel)
 
     def probe(self) -> bool:
@@ -151,15 +166,16 @@ class Slot:
         if connection is None or self._pid != os.getpid():
             return False
         try:
-            connection.process_data_events(0)
+            with pika_internals.bounded(connection, SERVE):  # it writes, too, and a frozen peer reads nothing
+                connection.process_data_events(0)
         except Exception as exc:
             # A lost connection, mostly. What a callback raised that some borrower left is no better.
             logger.debug("an idle connection was lost: %r", exc)
             return False
         return connection.is_open
 
-    def clean(self) -> bool:
-        """Take away what the last borrower left; whether a connection remains. Takes `GOODBYE` at most.
+    def clean(self, within: float = GOODBYE) -> bool:
+        """Take away what the last borrower left, in ``within`` seconds; whether a connection remains.
 
         The traces decide: nothing to do, a new channel (opened when the slot is next lent), or a new
         connection.
@@ -168,18 +184,18 @@ class Slot:
             self.queue_declared = False
             return True  # alive or not: the probe at the next checkout will tell
         if self.traces is Traces.ON_CONNECTION or not self.is_connected:
-            self.close()
+            self.close(within)
             return False
-        return self._close_channel()
+        return self._close_channel(within)
 
-    def _close_channel(self) -> bool:
+    def _close_channel(self, within: float) -> bool:
         connection, channel = self._connection, self.channel
         if connection is None or self._pid != os.getpid():
             self.forget()
             return False
         try:
             if channel is not None and channel.is_open:
-                with pika_internals.bounded(connection, GOODBYE):
+                with pika_internals.bounded(connection, within):
                     # Unacked deliveries go back to their queues with the channel.
                     channel.close()
         except pika_errors.ChannelClosed:

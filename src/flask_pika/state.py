@@ -6,17 +6,20 @@ import atexit
 import logging
 import os
 import weakref
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from flask import g, has_app_context, has_request_context, request
-from pika.adapters.blocking_connection import BlockingConnection
+from flask import Flask, g, has_app_context, has_request_context, request
 
 from .config import Settings
-from .connecting import connect, connection_name
+from .connecting import Connected, connect, connection_name
 from .gate import Gate
 from .keeper import Keeper
 from .lease import PooledChannel
+from .outbox import PublisherStats
 from .ping import Pong, ping
-from .pool import ChannelPool
+from .pool import ChannelPool, PoolStats
+from .publisher import Publisher
 from .slot import Slot
 
 logger = logging.getLogger("flask_pika.pool")
@@ -25,73 +28,98 @@ logger = logging.getLogger("flask_pika.pool")
 AT_EXIT = 1.0
 
 
+@dataclass(frozen=True)
+class Stats(PoolStats):
+    """The pool's numbers, and the publisher's."""
+
+    publisher: PublisherStats  #: see :class:`flask_pika.publisher.PublisherStats`
+
+
+class _InProcess(NamedTuple):
+    """What one process has."""
+
+    pool: ChannelPool[Slot]
+    keeper: Keeper
+    publisher: Publisher
+    finalizers: tuple[weakref.finalize[..., Any], ...]
+
+
 class State:
     """What one app has of one ``Pika`` object. It knows the app by its name alone, so that the app can go."""
 
-    def __init__(self, settings: Settings, app_name: str, prefix: str) -> None:
+    def __init__(self, settings: Settings, app: Flask, prefix: str, owner: object) -> None:
         self.settings = settings
-        self._app_name = app_name
+        self._app = weakref.ref(app)
+        #: What the ``Pika`` object that made it is known by.
+        self.owner = owner
+        self._app_name = app.name
         self._context_key = f"_flask_pika_{prefix}"  # on g: the channels borrowed in this app context
         self._closed = False
         # By process id: a child begins anew, before it takes a lock that the parent held at the fork.
-        self._pools: dict[int, tuple[ChannelPool[Slot], Keeper]] = {}
+        self._used: dict[int, _InProcess] = {}
         _states.add(self)
 
     def pool(self) -> ChannelPool[Slot]:
         """This process's pool; made when first asked for, without I/O."""
-        mine = self._pools.get(os.getpid())
-        return self._begin()[0] if mine is None else mine[0]
+        return self._mine().pool
 
-    def _begin(self) -> tuple[ChannelPool[Slot], Keeper]:
+    def publisher(self) -> Publisher:
+        """This process's publisher; it connects when first used."""
+        return self._mine().publisher
+
+    def _mine(self) -> _InProcess:
+        return self._used.get(os.getpid()) or self._begin()
+
+    def _begin(self) -> _InProcess:
         self.forget_parent()
-        # setdefault() is atomic: of two threads that begin, both get the one pool.
-        pool, keeper = self._pools.setdefault(os.getpid(), self._make())
+        # setdefault() is atomic: of two threads that begin, both get the one.
+        mine = self._used.setdefault(os.getpid(), self._make())
         if self._closed:
-            pool.close()
-        return pool, keeper
+            mine.pool.close()
+            mine.publisher.close(0.0)
+        return mine
 
-    def _make(self) -> tuple[ChannelPool[Slot], Keeper]:
-        settings, gate = self.settings, Gate()
+    def _make(self) -> _InProcess:
+        settings = self.settings
         name = connection_name(self._app_name)
+        label = ", ".join(map(str, settings.nodes))
+        gate = Gate(label=label)
 
-        def open_connection(*, asked_at: float, deadline: float) -> BlockingConnection:
-            return gate.run(
-                lambda: connect(settings.nodes, name, deadline).connection,
-                asked_at=asked_at,
-                deadline=deadline,
-            )
-
-        def on_open() -> None:
-            if settings.pool.pool_size:
-                keeper.start(pool)
+        def dial(deadline: float) -> Connected:
+            return connect(settings.nodes, name, deadline)
 
         keeper = Keeper(_keeping_interval(settings))
         pool = ChannelPool(
             settings.pool,
-            lambda: Slot(open_connection, settings.pool.confirm_delivery),
-            label=", ".join(map(str, settings.nodes)),
-            on_open=on_open,
+            lambda: Slot(dial, gate, settings.pool.confirm_delivery),
+            label=label,
+            on_open=lambda: keeper.start(pool),
         )
-        # When the app is gone, the keeper closes what is left: the collector must not wait for a broker.
-        weakref.finalize(self, keeper.stop).atexit = False
-        return pool, keeper
+        publisher = Publisher(settings.publisher, settings.nodes, name, self._app)
+        # When the app is gone, their threads close what is left: the collector must not wait for a broker.
+        finalizers = (weakref.finalize(self, keeper.stop), weakref.finalize(self, publisher.forsake))
+        for finalizer in finalizers:
+            finalizer.atexit = False
+        return _InProcess(pool, keeper, publisher, finalizers)
 
     def forget_parent(self) -> None:
         """Let go of what another process opened, without touching it."""
         mine = os.getpid()
-        for pid in [pid for pid in self._pools if pid != mine]:
-            inherited = self._pools.pop(pid, None)
+        for pid in [pid for pid in self._used if pid != mine]:
+            inherited = self._used.pop(pid, None)
             if inherited is not None:
-                inherited[0].forget()
+                inherited.pool.forget()
+                inherited.publisher.forget()
+                for finalizer in inherited.finalizers:
+                    finalizer.detach()
 
     def lend(self, timeout: float | None) -> PooledChannel:
         """A channel for this caller; it comes home with the app context, if there is one."""
         pool = self.pool()
         if not has_app_context():
-            return PooledChannel(pool, pool.checkout(timeout))
-        where = f"endpoint {request.endpoint!r}" if has_request_context() else "an app context"
+            return PooledChannel(pool).borrow(timeout)
         lent: dict[PooledChannel, str] = g.setdefault(self._context_key, {})
-        return PooledChannel(pool, pool.checkout(timeout, where), lent, where)
+        return PooledChannel(pool, lent, _where()).borrow(timeout)
 
     def end_of_context(self, _exc: BaseException | None) -> None:
         """Bring home what was borrowed in this app context and not returned."""
@@ -111,16 +139,29 @@ class State:
     def close(self) -> None:
         """Close the idle connections, refuse checkouts; what is lent is closed at its return."""
         self._closed = True
-        self.pool().close()
-        _, keeper = self._pools[os.getpid()]
-        keeper.stop()
-        keeper.join(1.0)
+        mine = self._mine()
+        mine.publisher.close(self.settings.publisher.drain_timeout)
+        mine.pool.close()
+        mine.keeper.stop()
+        mine.keeper.join(1.0)
 
     def close_at_exit(self) -> None:
-        """Close what is idle, quickly."""
-        mine = self._pools.get(os.getpid())
+        """Send what was submitted, and close what is idle, quickly."""
+        mine = self._used.get(os.getpid())
         if mine is not None:
-            mine[0].close(AT_EXIT)
+            mine.publisher.close(self.settings.publisher.drain_timeout)
+            mine.pool.close(AT_EXIT)
+
+    def stats(self) -> Stats:
+        """The numbers of this process."""
+        mine = self._mine()
+        return Stats(**vars(mine.pool.stats()), publisher=mine.publisher.stats())
+
+
+def _where() -> str:
+    if not has_request_context():
+        return "an app context"
+    return f"endpoint {request.endpoint!r}" if request.endpoint else "a request without an endpoint"
 
 
 def _keeping_interval(settings: Settings) -> float:

@@ -25,6 +25,10 @@ def create_app() -> Flask:
             ch.basic_publish("", queue, body.encode(), mandatory=True)
         return {"pid": os.getpid()}
 
+    @app.post("/confirm/<queue>/<body>")
+    def confirm(queue: str, body: str) -> ResponseReturnValue:
+        return {"pid": os.getpid(), "id": fpika.publish(body, routing_key=queue)}
+
     @app.get("/stats")
     def stats() -> ResponseReturnValue:
         return {"pid": os.getpid(), **asdict(fpika.stats())}
@@ -37,4 +41,5 @@ def create_used_app() -> Flask:
     app = create_app()
     with app.app_context(), fpika.channel() as ch:
         ch.basic_publish("", "preload", b"from the master", mandatory=True)
+        fpika.publish(b"from the master", routing_key="nowhere", mandatory=False)
     return app

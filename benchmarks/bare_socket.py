@@ -1,0 +1,93 @@
+"""The limit: frames encoded once, written to a bare socket, and as little reading as confirms allow."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from pika import frame, spec
+
+_ACK = struct.pack(">I", spec.Basic.Ack.INDEX)
+
+
+class BareSocket:
+    """A connection to RabbitMQ that can do one thing: publish the same message and count its confirms."""
+
+    def __init__(self, port: int) -> None:
+        self._sock = socket.create_connection(("127.0.0.1", port))
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._buffer = b""
+        self._tag = 0
+        self._settled = 0  # all up to this tag
+        self._early: set[int] = set()  # and these, that came out of order
+        self._sock.sendall(frame.ProtocolHeader().marshal())
+        self._wait_for(spec.Connection.Start)
+        self._send(0, spec.Connection.StartOk({}, "PLAIN", b"\0guest\0guest", "en_US"))
+        self._wait_for(spec.Connection.Tune)
+        self._send(0, spec.Connection.TuneOk(10, 131072, 0))
+        self._send(0, spec.Connection.Open("/"))
+        self._wait_for(spec.Connection.OpenOk)
+        self._send(1, spec.Channel.Open())
+        self._wait_for(spec.Channel.OpenOk)
+        self._send(1, spec.Confirm.Select())
+        self._wait_for(spec.Confirm.SelectOk)
+
+    def publish(self, times: int, window: int, exchange: str, routing_key: str, body: bytes) -> None:
+        """Publish, ``window`` in flight, mandatory to the default exchange, and wait for the last confirm."""
+        # The properties that publish() gives to such a message.
+        properties = spec.BasicProperties(
+            content_type="application/octet-stream", delivery_mode=2, message_id="0" * 32, timestamp=1
+        )
+        message = b"".join(
+            (
+                frame.Method(
+                    1,
+                    spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=not exchange),
+                ).marshal(),
+                frame.Header(1, len(body), properties).marshal(),
+                frame.Body(1, body).marshal(),
+            )
+        )
+        last = self._tag + times
+        while (confirmed := self._settled + len(self._early)) < last:
+            room = min(last, confirmed + window) - self._tag
+            # In large pieces: one by one, as confirms come, both sides do nothing but take turns.
+            if room >= min(window // 4 + 1, last - self._tag) > 0:
+                self._sock.sendall(message * room)
+                self._tag += room
+            self._read_confirms()
+
+    def _read_confirms(self) -> None:
+        data = self._buffer + self._sock.recv(65536)
+        at, end = 0, len(data) - 20
+        while at <= end:  # a Basic.Ack is 7 + 4 + 8 + 1 + 1 bytes
+            if data[at + 7 : at + 11] != _ACK:
+                raise RuntimeError(f"expected a Basic.Ack, got {data[at:]!r}")
+            tag = int.from_bytes(data[at + 11 : at + 19], "big")
+            if data[at + 19]:  # multiple: all up to this one
+                self._settled = tag
+                self._early = {early for early in self._early if early > tag}
+            elif tag == self._settled + 1:
+                self._settled = tag
+                while self._settled + 1 in self._early:
+                    self._settled += 1
+                    self._early.remove(self._settled)
+            else:
+                self._early.add(tag)
+            at += 21
+        self._buffer = data[at:]
+
+    def _send(self, channel: int, method: object) -> None:
+        self._sock.sendall(frame.Method(channel, method).marshal())  # type: ignore[type-var]
+
+    def _wait_for(self, kind: type) -> None:
+        while True:
+            used, found = frame.decode_frame(self._buffer)
+            self._buffer = self._buffer[used:]
+            if found is None:
+                self._buffer += self._sock.recv(65536)
+            elif isinstance(getattr(found, "method", None), kind):
+                return
+
+    def close(self) -> None:
+        self._sock.close()

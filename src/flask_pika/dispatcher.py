@@ -1,0 +1,180 @@
+"""The dispatcher: what of publishing is done in the link's thread. It sends, and hears the broker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pika import exceptions as pika_errors
+from pika.adapters.select_connection import SelectConnection
+
+from . import pika_internals, signals
+from .carrier import Carrier
+from .errors import BrokerRefused, BrokerUnavailable, InvalidMessage
+from .jobs import Job
+from .link import Link, LinkState
+from .pika_internals import Confirm
+from .wire import Envelopes
+
+if TYPE_CHECKING:
+    from .outbox import Outbox
+
+logger = logging.getLogger("flask_pika.publisher")
+
+#: Seconds between two looks for futures whose deadline has passed.
+_SWEEP = 0.05
+#: AMQP's connection errors that one message can cause; the others are about the connection or the broker.
+_OVER_ONE_MESSAGE = (501, 502, 503, 505, 506, 540)
+
+
+class Dispatcher:
+    """Carries an outbox's jobs to the broker, on two channels: one for all, and one for suspects.
+
+    Everything here is called in the link's thread: nothing waits. The jobs are the outbox's, under its lock.
+
+    :param envelopes: told when a broker wants shorter frames.
+    :param sender: the app, for signals.
+    """
+
+    #: Set once, before it runs.
+    link: Link
+
+    def __init__(self, outbox: Outbox, envelopes: Envelopes, sender: Callable[[], Any]) -> None:
+        self._outbox = outbox
+        self._envelopes = envelopes
+        self._sender = sender
+        self._connection: SelectConnection | None = None
+        self._main: Carrier | None = None
+        self._suspects: Carrier | None = None
+        self._watch: dict[int, Callable[[list[Confirm]], object]] = {}
+        self._sweeping = False
+
+    def look(self) -> None:
+        """Put on the wire what waits and may go."""
+        self._carry(*self._outbox.take(*self._ready()))
+
+    def _ready(self) -> tuple[bool, bool]:
+        """Which of the two channels can be sent on."""
+        if self.link.state is not LinkState.READY:
+            return False, False
+        main, suspects = self._main, self._suspects
+        return main is not None and main.is_ready, suspects is not None and suspects.is_ready
+
+    def _carry(self, jobs: list[Job], suspects: list[Job]) -> None:
+        if jobs and self._main is not None:
+            self._main.send(jobs)
+        if suspects and self._suspects is not None:
+            self._suspects.send(suspects)
+        if self._suspects is None and self._connection is not None and self._outbox.has_suspects:
+            self._suspects = self._carrier(self._connection)
+        if self._outbox.has_promised and not self._sweeping:
+            self._sweeping = True
+            self.link.call_later(_SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        """Tell the futures whose deadline has passed."""
+        self._finish_late()
+        self._sweeping = self._outbox.has_promised
+        if self._sweeping:
+            self.link.call_later(_SWEEP, self._sweep)
+
+    def _finish_late(self) -> None:
+        late = self._outbox.late()
+        if late:
+            self._outbox.finish(self._outbox.give_up(late))
+
+    def _tell(self, settled: list[Job]) -> None:
+        self._outbox.finish(job for job in settled if not job.abandoned)
+
+    # What the link says: see flask_pika.link.User
+
+    def link_ready(self, connection: SelectConnection) -> None:
+        """There is a connection: open the main channel on it."""
+        self._connection = connection
+        self._watch = {}
+        if pika_internals.AVAILABLE:
+            pika_internals.watch_confirms(connection, self._watch)
+        self._main = self._carrier(connection)
+        self._outbox.connected()
+        self._refuse_too_long(int(connection.params.frame_max))
+        signals.send(signals.connected, self._sender)
+
+    def _refuse_too_long(self, frame_max: int) -> None:
+        # This broker wants shorter frames than were expected. Nothing is in flight yet.
+        if self._envelopes.shorten(frame_max):
+            return
+        error = InvalidMessage(f"the properties are longer than this broker's frames, {frame_max} bytes")
+        too_long = [job for job in self._outbox.unsettled() if job.envelope.size > frame_max]
+        self._outbox.finish(self._outbox.give_up(too_long, error))
+
+    def link_lost(self, error: Exception) -> None:  # noqa: D102
+        self._connection = self._main = self._suspects = None
+        blame = None
+        if isinstance(error, pika_errors.ConnectionClosedByBroker) and error.reply_code in _OVER_ONE_MESSAGE:
+            blame = (error.reply_code, error.reply_text)
+        self._tell(self._outbox.connection_lost(blame))
+        signals.send(signals.disconnected, self._sender, error=error)
+
+    def link_failed(self, error: BrokerUnavailable) -> None:  # noqa: D102
+        if not isinstance(error, BrokerRefused):
+            return
+        # Time will not mend it. What was never sent is told now; what is unknown waits for its deadline.
+        never_sent = [job for job in self._outbox.unsettled() if not job.sent]
+        self._outbox.finish(self._outbox.give_up(never_sent))
+
+    def link_ended(self) -> None:  # noqa: D102
+        self._outbox.give_up_the_rest()
+
+    def link_blocked(self, blocked: bool) -> None:  # noqa: D102
+        signals.send(signals.blocked if blocked else signals.unblocked, self._sender)
+        if not blocked:
+            self.look()
+
+    # What the carriers say: see flask_pika.carrier.Hearer
+
+    def carrier_ready(self, _carrier: Carrier) -> None:
+        """The channel is in confirm mode: go on."""
+        self.link.works()
+        self.look()
+
+    def carrier_confirms(self, carrier: Carrier, confirms: list[Confirm]) -> None:  # noqa: D102
+        if not self._is_current(carrier):
+            return
+        suspected = carrier is self._suspects
+        settled, jobs, suspects = self._outbox.settle(suspected, confirms, *self._ready())
+        try:
+            self._carry(jobs, suspects)
+        finally:
+            self._tell(settled)
+
+    def carrier_returned(  # noqa: D102
+        self, carrier: Carrier, message_id: str, exchange: str, routing_key: str, reply: tuple[int, str]
+    ) -> None:
+        if self._is_current(carrier):
+            self._outbox.returned(carrier is self._suspects, message_id, exchange, routing_key, reply)
+
+    def carrier_closed(self, carrier: Carrier, error: Exception) -> None:  # noqa: D102
+        if not self._is_current(carrier) or not isinstance(error, pika_errors.ChannelClosedByBroker):
+            return  # with its connection: link_lost() follows
+        code, text = error.reply_code, error.reply_text
+        logger.warning("the broker closed a channel of the publisher: %d %s", code, text)
+        settled = self._outbox.channel_closed(carrier is self._suspects, code, text)
+        if carrier is self._main:
+            self._main = None
+        else:
+            self._suspects = None
+        self._tell(settled)
+        # Soon: pika has not put the old channel's number back yet.
+        self.link.call(self._reopen)
+
+    def _reopen(self) -> None:
+        if self._connection is not None and self._main is None:
+            self._main = self._carrier(self._connection)
+        self.look()
+
+    def _carrier(self, connection: SelectConnection) -> Carrier:
+        return Carrier(connection, self, self.link.guarded, self._watch)
+
+    def _is_current(self, carrier: Carrier) -> bool:
+        return self._connection is not None and carrier in (self._main, self._suspects)

@@ -1,0 +1,378 @@
+"""A link: one connection to the broker, kept open in a thread of its own, for all threads to share."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from pika import exceptions as pika_errors
+from pika.adapters.select_connection import IOLoop, SelectConnection
+
+from . import pika_internals
+from .backoff import Backoff
+from .connecting import Failure, explain, resolve, unavailable, unresolved
+from .errors import BrokerUnavailable
+from .nodes import Node
+
+logger = logging.getLogger("flask_pika.connection")
+
+#: Seconds that a name lookup may take, where the node has no bound of its own.
+_LOOK_UP = 10.0
+#: How often in a heartbeat a link looks whether anything came.
+_LOOKS = 4
+#: Seconds between two looks, where there are no heartbeats.
+_LOOK_EVERY = 5.0
+#: Channels that a user may open.
+_CHANNELS = 2
+#: Seconds of rest after an error that nobody foresaw: it must not become a loop that does nothing else.
+_AFTER_AN_ERROR = 0.1
+#: Seconds for the thread to end, when a goodbye took too long.
+_HARD_STOP = 1.0
+
+
+class LinkState(enum.Enum):
+    """Where a link is::
+
+        stopped --start()--> connecting --> ready <--> blocked
+                               ^    |         |           |
+                               |    v         v           v
+                               backing off <--------------+
+        any of them --stop()--> draining --> stopped
+
+    Any failure ends in back-off with jitter, and then another attempt.
+    """
+
+    STOPPED = "stopped"
+    CONNECTING = "connecting"
+    READY = "ready"
+    BLOCKED = "blocked"  #: open, and the broker takes no messages, for want of memory or disk
+    BACKING_OFF = "backing off"
+    DRAINING = "draining"
+
+
+class User(Protocol):
+    """Who uses a link. All of it is called in the link's thread, and must not wait for anything."""
+
+    def link_ready(self, connection: SelectConnection) -> None:
+        """There is a new connection, and nothing on it yet."""
+
+    def link_lost(self, error: Exception) -> None:
+        """The connection is gone, with all that was on it."""
+
+    def link_failed(self, error: BrokerUnavailable) -> None:
+        """No node could be connected to; the next attempt comes after a back-off."""
+
+    def link_ended(self) -> None:
+        """The thread ends, whatever ended it."""
+
+    def link_blocked(self, blocked: bool) -> None:
+        """The broker takes no messages, or takes them again."""
+
+
+class Link:
+    """A connection that is kept open: it reconnects to whichever node answers, until it is stopped.
+
+    :param name: what operators see of it.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        name: str,
+        user: User,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._nodes = nodes
+        self._name = name
+        self._user = user
+        self._backoff = backoff or Backoff()
+        self._thread: threading.Thread | None = None
+        #: Set by anybody, the garbage collector too, which may take no lock: stop at the next look.
+        self.forsaken = False
+        #: Read by any thread, written by the link's.
+        self.state = LinkState.STOPPED
+        #: Why there is no connection, if anything is known; read by any thread, written by the link's.
+        self.error: BrokerUnavailable | None = None
+
+        # All below is the link's thread's alone, once it runs.
+        self._loop: IOLoop
+        self._services: Any
+        self._forgotten = False
+        self._connection: SelectConnection | None = None
+        self._attempt = 0  # counts them, so that an answer to an earlier one is known as such
+        self._to_try: list[tuple[Node, str | None]] = []  # a node, and its address when it is known
+        self._failures: list[tuple[Node, Failure]] = []
+        self._failed_rounds = 0
+        self._stopping = False
+        self._received = 0
+        self._silent_looks = 0
+
+    # For any thread
+
+    def start(self) -> bool:
+        """Start the thread, which connects; True. Once.
+
+        :raises RuntimeError: the system has no more threads; it can be tried again.
+        :raises OSError: nor more files.
+        """
+        self._loop = IOLoop()
+        self._services = pika_internals.services(self._loop)
+        self._loop.add_callback_threadsafe(self.guarded(self._begin_round))
+        self._thread = threading.Thread(target=self._run, name="flask-pika-link", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._thread = None
+            self._loop.close()
+            raise
+        return True
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Have a function called in the link's thread, soon; never, when the link is stopped before."""
+        self._soon(self.guarded(callback))
+
+    def _soon(self, callback: Callable[[], None]) -> None:
+        try:
+            self._loop.add_callback_threadsafe(callback)
+        except Exception:
+            # Of what type is pika's secret: the loop was closed by the link's end.
+            logger.debug("%s: a call came after the end", self._name, exc_info=True)
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """In the link's thread only: call a function later."""
+        self._loop.call_later(seconds, self.guarded(callback))
+
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether the caller is the link's thread, which nobody may keep waiting."""
+        return self._thread is threading.current_thread()
+
+    def stop(self, within: float) -> None:
+        """Say goodbye to the broker, which may take ``within`` seconds, and end the thread."""
+        if self._thread is None or self.is_own_thread:
+            return
+        self.call(self._stop)
+        self._thread.join(within)
+        if self._thread.is_alive():
+            self.call(self._loop.stop)
+            self._thread.join(_HARD_STOP)
+
+    def forget(self) -> None:
+        """In a forked child: close the child's copy of the socket, which is the parent's, without a word.
+
+        Under gevent, the child has a copy of the link's greenlet as well: it ends, and reads nothing.
+        """
+        self._forgotten = self._stopping = True
+        if self._connection is not None:
+            pika_internals.close_socket(self._connection)
+
+    # The thread
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._loop.start()
+                break
+            except BaseException as exc:
+                if self._forgotten:
+                    return
+                # Out of pika, not out of a callback of ours: those are guarded.
+                logger.exception("%s: an error escaped from the I/O loop", self._name)
+                self._drop(exc)
+                time.sleep(_AFTER_AN_ERROR)
+        if self._forgotten:
+            return  # what the loop has belongs to the parent, too
+        self.state = LinkState.STOPPED
+        if self._connection is not None:  # there was no time for a goodbye
+            pika_internals.close_socket(self._connection)
+        self._loop.close()
+        self._user.link_ended()
+
+    def guarded(self, callback: Callable[..., object]) -> Callable[..., None]:
+        """A callback that raises ends the connection, and not the thread."""
+
+        def careful(*args: Any) -> None:
+            if self._forgotten:
+                raise SystemExit  # a copy of the link's greenlet, in a forked child
+            try:
+                callback(*args)
+            except BaseException as exc:
+                logger.exception("%s: a bug in Flask-Pika, please report it", self._name)
+                self._drop(exc)
+
+        return careful
+
+    def _of_this_attempt(self, callback: Callable[..., object]) -> Callable[..., None]:
+        attempt = self._attempt
+
+        def current(*args: Any) -> None:
+            if attempt == self._attempt:
+                callback(*args)
+
+        return self.guarded(current)
+
+    # Connecting: a round goes over all nodes, in a shuffled order, and all their addresses
+
+    def _begin_round(self) -> None:
+        if self.forsaken:
+            self._stop()
+        if self._stopping or self._connection is not None:
+            return
+        self.state = LinkState.CONNECTING
+        self._failures = []
+        self._to_try = [(node, None) for node in random.sample(self._nodes, len(self._nodes))]
+        self._try_next()
+
+    def _try_next(self) -> None:
+        self._attempt += 1
+        if self._stopping:
+            return
+        if not self._to_try:
+            self._end_round()
+            return
+        node, address = self._to_try.pop(0)
+        if address is not None:
+            self._dial(node, address)
+            return
+        resolved = self._of_this_attempt(lambda answer: self._resolved(node, answer))
+        late = self._of_this_attempt(lambda: self._resolved(node, None))
+        self._loop.call_later(node.connect_timeout or _LOOK_UP, late)
+        resolve(node, lambda answer: self._soon(lambda: resolved(answer)))
+
+    def _resolved(self, node: Node, answer: list[str] | OSError | None) -> None:
+        if isinstance(answer, list):
+            self._to_try[:0] = [(node, address) for address in answer]
+        else:
+            self._failures.append((node, unresolved(answer)))
+        self._try_next()
+
+    def _dial(self, node: Node, address: str) -> None:
+        failed = self._of_this_attempt(lambda _connection, exc: self._refused(node, exc))
+        parameters = node.parameters(
+            address=address, connection_name=self._name, timeout=node.connect_timeout or _LOOK_UP
+        )
+        # Callers have deadlines of their own; a broker that is blocked for an hour needs no reconnects.
+        parameters.blocked_connection_timeout = None
+        parameters.channel_max = max(_CHANNELS, parameters.channel_max)
+        try:
+            self._connection = SelectConnection(
+                parameters,
+                on_open_callback=self._of_this_attempt(lambda _connection: self._open()),
+                on_open_error_callback=failed,
+                on_close_callback=self._of_this_attempt(lambda _connection, exc: self._lost(exc)),
+                custom_ioloop=self._services,
+            )
+        except Exception as exc:  # before any callback could be called
+            self._refused(node, exc)
+
+    def _refused(self, node: Node, exc: BaseException) -> None:
+        self._connection = None
+        if self._stopping:
+            self._loop.stop()
+            return
+        failure = explain(exc, node.tls)
+        failure.__cause__ = exc
+        self._failures.append((node, failure))
+        self._try_next()
+
+    def _end_round(self) -> None:
+        error = unavailable(self._failures)
+        if self.error is None:
+            logger.warning("%s: RabbitMQ is unavailable, trying on with back-off: %s", self._name, error)
+        self.error = error
+        self._back_off()
+        self._user.link_failed(error)
+
+    def _back_off(self) -> None:
+        self.state = LinkState.BACKING_OFF
+        self._failed_rounds += 1
+        self.call_later(self._backoff.delay(self._failed_rounds), self._begin_round)
+
+    # Connected
+
+    def _open(self) -> None:
+        connection = self._connection
+        if connection is None:
+            raise RuntimeError("a connection opened that nobody has")
+        connection.add_on_connection_blocked_callback(
+            self._of_this_attempt(lambda *_: self._set_blocked(True))
+        )
+        connection.add_on_connection_unblocked_callback(
+            self._of_this_attempt(lambda *_: self._set_blocked(False))
+        )
+        self.state = LinkState.READY
+        self._received, self._silent_looks = -1, 0
+        self._listen()
+        self._user.link_ready(connection)
+
+    def works(self) -> None:
+        """In the link's thread: the connection is of use. Until somebody says so, back-off grows."""
+        self._failed_rounds = 0
+        if self.error is not None:
+            logger.warning("%s: RabbitMQ is back", self._name)
+            self.error = None
+
+    def _set_blocked(self, blocked: bool) -> None:
+        self.state = LinkState.BLOCKED if blocked else LinkState.READY
+        what = "takes no messages, for want of memory or disk" if blocked else "takes messages again"
+        logger.warning("%s: RabbitMQ %s", self._name, what)
+        self._user.link_blocked(blocked)
+
+    def _listen(self) -> None:
+        """Notice a peer that is silent for a whole heartbeat, in which it should have sent something twice.
+
+        Pika's own check takes up to three times as long. Looks are counted, not seconds: a process that was
+        stopped for a minute must not blame its peer.
+        """
+        connection = self._connection
+        if connection is None:
+            return
+        if self.forsaken:
+            self._stop()
+            return
+        agreed = connection.params.heartbeat
+        heartbeat = agreed if isinstance(agreed, int) else 0
+        received = pika_internals.bytes_received(connection)
+        self._silent_looks = self._silent_looks + 1 if received == self._received else 0
+        self._received = received
+        if heartbeat and received and self._silent_looks >= _LOOKS:
+            self._silent_looks = 0
+            logger.warning("%s: RabbitMQ has been silent for %d s", self._name, heartbeat)
+            self._drop(pika_errors.AMQPHeartbeatTimeout(f"nothing came for {heartbeat} s"))
+        pause = heartbeat / _LOOKS if heartbeat else _LOOK_EVERY
+        self._loop.call_later(pause, self._of_this_attempt(self._listen))
+
+    def _lost(self, exc: Exception) -> None:
+        self._connection = None
+        self._attempt += 1
+        if self._stopping:
+            self._loop.stop()
+            self._user.link_lost(exc)
+            return
+        if self.error is None:
+            self.error = BrokerUnavailable(f"the connection to RabbitMQ was lost: {explain(exc, False)}")
+            self.error.__cause__ = exc
+            logger.warning("%s: %s", self._name, self.error)
+        self._back_off()
+        self._user.link_lost(exc)
+
+    def _drop(self, exc: BaseException) -> None:
+        """End the connection without a goodbye; ``_lost``, or ``_refused``, follows."""
+        if self._connection is not None:
+            pika_internals.abort(self._connection, exc)
+        elif not self._stopping:
+            self._back_off()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self.state = LinkState.DRAINING
+        connection = self._connection
+        if connection is None:
+            self._loop.stop()
+        elif not (connection.is_closing or connection.is_closed):
+            connection.close()  # _lost, or _refused, follows, and stops the loop
