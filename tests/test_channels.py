@@ -140,12 +140,12 @@ def test_no_channel_is_ever_with_two_borrowers(node: RabbitMQNode) -> None:
 
 
 def test_a_full_pool_names_who_holds_it(node: RabbitMQNode) -> None:
-    app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 0.05})
+    app, fpika = make_app(node.params, {"pool_size": 1})
 
     @app.get("/")
     def holder() -> str:
         with fpika.channel(), pytest.raises(PoolTimeout) as caught:
-            fpika.channel()
+            fpika.channel(timeout=0.05)
         return str(caught.value)
 
     message = app.test_client().get("/").text
@@ -337,7 +337,7 @@ def test_a_get_and_its_ack_cost_nothing(node: RabbitMQNode, queue: str) -> None:
 def test_a_forgotten_channel_comes_home_with_the_app_context(
     node: RabbitMQNode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 0.05})
+    app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 10})
     kept = []
 
     @app.get("/forget")
@@ -359,7 +359,7 @@ def test_a_forgotten_channel_comes_home_with_the_app_context(
 
 
 def test_a_view_that_raises_loses_no_channel(node: RabbitMQNode) -> None:
-    app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 0.05})
+    app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 10})
 
     @app.get("/fail")
     def fail() -> str:
