@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from flask_pika import confirms
 from flask_pika.confirms import Lane, Ledger, Outcome, Publish
 
 GOOD = ("", "good")
@@ -432,6 +436,17 @@ def test_a_multiple_after_many_single_acks_has_only_the_rest_to_walk() -> None:
     assert (len(lane), lane.bytes) == (0, 0)
 
 
+def test_a_return_has_only_what_is_in_flight_to_walk_though_one_message_is_stuck() -> None:
+    # Were it to walk all since the stuck one, these would be 5,000,000,000 steps.
+    lane: Lane[Note] = Lane()
+    lane.add(Note(0))
+    for number in range(1, 100_000):
+        note = Note(number)
+        lane.add(note)
+        assert lane.returned(note.message_id, note.exchange, note.routing_key) is note
+        assert lane.pop(number + 1, False) == [note]
+
+
 def test_a_new_channel_counts_from_one_again() -> None:
     losses: list[Callable[[Ledger[Note]], object]] = [
         lambda ledger: ledger.connection_lost(),
@@ -632,6 +647,55 @@ def test_who_gives_up_takes_only_what_is_not_in_flight_along() -> None:
     assert ledger.connection_lost() == [], "nobody is there to be told"
     assert outcomes(notes) == [Outcome.GIVEN_UP, None, Outcome.GIVEN_UP, None]
     assert ledger.take(10, 100) == [notes[1], notes[3]]
+
+
+def test_an_exception_between_any_two_instructions_of_a_caller_leaves_the_counts_right_in_the_end() -> None:
+    for at in itertools.count():
+        notes = [Note(number, size=5) for number in range(4)]
+        ledger = ledger_with(notes[:3])
+        ledger.take(1, 100)
+
+        def come_and_go(ledger: Ledger[Note] = ledger, notes: list[Note] = notes) -> None:
+            ledger.add(notes[3])
+            ledger.give_up(notes[1:])
+
+        interrupted = interrupted_at(at, come_and_go)
+        ledger.give_up(notes[1:])
+        taken = ledger.take(10, 100)
+        assert all(note.outcome is None for note in taken), "settled, and sent"
+        ledger.settle(ledger.main, 0, True, True)
+        assert ledger.take(10, 100) == []
+        assert (ledger.messages, ledger.bytes) == (0, 0), f"after an interrupt at instruction {at}"
+        if not interrupted:
+            break
+    assert at > 50
+
+
+def interrupted_at(number: int, call: Callable[[], object]) -> bool:
+    """Whether a call was interrupted before this instruction of the ledger's, as by a signal handler."""
+    left = number
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != confirms.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
 
 
 def test_a_suspect_can_be_given_up() -> None:

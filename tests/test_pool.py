@@ -429,6 +429,54 @@ def test_goodbyes_to_what_others_dropped_end_at_the_callers_deadline() -> None:
     assert goodbyes[0] == 0.25
 
 
+@pytest.mark.parametrize("work", ["take back", "close"])
+def test_what_the_pools_own_work_leaves_when_it_is_interrupted_comes_home(
+    work: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pooled = Pooled(pool_size=3)
+    holders = [Holder() for _ in range(3)]
+    slots = [pooled.pool.checkout(holder=weakref.ref(holder)) for holder in holders]
+
+    def interrupt(within: float = 0.0) -> bool:
+        del slots[0].clean, slots[0].close
+        raise KeyboardInterrupt
+
+    slots[0].clean = slots[0].close = interrupt  # type: ignore[method-assign, assignment]
+    if work == "take back":
+        holders.clear()
+        with pytest.raises(KeyboardInterrupt) as kept:
+            pooled.pool.tend()
+    else:
+        del slots[0].clean
+        for slot in slots:
+            pooled.pool.release(slot)
+        slots[0].clean = interrupt  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt) as kept:
+            pooled.pool.close()
+    assert kept.traceback, "as a debugger holds on to it"
+    caplog.clear()
+    pooled.pool.tend()
+    assert pooled.stats.in_use == 0
+    assert not caplog.records, "nobody dropped a channel"
+
+
+def test_a_late_return_that_is_taken_back_survives_an_interrupt() -> None:
+    pooled = Pooled(pool_size=2)
+    slots = [pooled.pool.checkout() for _ in range(2)]
+    pooled.pool._late.extend(slots)  # by code that interrupted the pool itself
+    clock = pooled.pool._clock
+
+    def interrupt() -> float:
+        pooled.pool._clock = clock
+        raise KeyboardInterrupt
+
+    pooled.pool._clock = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        pooled.pool.tend()
+    pooled.pool.tend()
+    assert pooled.stats.in_use == 0
+
+
 def test_nothing_is_opened_probed_cleaned_or_closed_under_the_lock() -> None:
     pooled = Pooled(pool_size=1, pool_recycle=5)
     names = ("open", "probe", "serve", "clean", "close")

@@ -706,6 +706,75 @@ def test_an_interrupt_between_the_word_and_the_telling_costs_one_publish_at_the_
     wait_for(lambda: fpika.stats().publisher.pending == 0, "nothing is left behind")
 
 
+def test_an_interrupt_while_the_link_is_told_costs_one_publish_at_the_most(node: RabbitMQNode) -> None:
+    fpika = publishing(node.params)
+    outbox: Any = fpika._state().publisher()._outbox
+
+    class Interrupting(set[int]):
+        def add(self, ident: int) -> None:
+            super().add(ident)
+            if not interrupted:  # by a signal handler, after the instruction
+                interrupted.append(True)
+                raise KeyboardInterrupt
+
+    interrupted: list[bool] = []
+    outbox._telling = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        fpika.publish(b"", mandatory=False)
+    fpika.publish(b"", mandatory=False)
+    wait_for(lambda: fpika.stats().publisher.pending == 0, "nothing is left behind")
+
+
+def test_a_future_ends_though_no_thread_can_be_had_to_watch_its_deadline(
+    node: RabbitMQNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fpika = publishing(node.params)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        future = fpika.submit(b"", mandatory=False, timeout=60)
+        with pytest.raises(PublishManyFailed) as caught:
+            fpika.publish_many([Message(b"")] * 3, timeout=60)
+    with pytest.raises(BrokerUnavailable, match=r"nothing was sent: can't start new thread"):
+        future.result(10)
+    assert [type(failure.error) for failure in caught.value.report.failed] == [BrokerUnavailable] * 3
+    assert fpika.stats().publisher.pending == 0
+    assert fpika.submit(b"", mandatory=False).result(30)
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["when it runs", "before it runs"])
+def test_an_interrupt_while_the_links_thread_starts_leaves_one_link(
+    node: RabbitMQNode, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    fpika = publishing(node.params)
+    start = threading.Thread.start
+    held_up: list[threading.Thread] = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        if runs:
+            start(thread)
+            wait_for(lambda: fpika.stats().publisher.state != "stopped", "it runs")
+        held_up.append(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fpika.publish(b"", mandatory=False)
+    (thread,) = held_up
+    if not runs:
+        start(thread)  # the system got to it later
+        thread.join(30)
+        assert not thread.is_alive(), "it was given up"
+    fpika.publish(b"", mandatory=False)
+    assert sum(thread.name == "flask-pika-link" for thread in threading.enumerate()) == 1
+    assert len(node.connections()) == 1
+    fpika.close()
+
+
 # Signals
 
 

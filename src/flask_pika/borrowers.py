@@ -16,6 +16,7 @@ class Borrower(NamedTuple):
     thread: int  # its identifier; the name is looked up when somebody wants to read it
     since: float
     holder: weakref.ref[object] | None = None  # who will return it; when it is gone, nobody will
+    is_pool: bool = False  # and no borrower's mistake, when it is gone
 
     @property
     def is_gone(self) -> bool:

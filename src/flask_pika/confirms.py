@@ -114,11 +114,10 @@ class Lane(Generic[P]):
 
     def returned(self, message_id: str, exchange: str, routing_key: str) -> P | None:
         """Which publish a Basic.Return is about: the first such one that was not returned yet."""
-        for number in range(self._lowest, self._next):
-            publish = self._by_tag.get(number)
+        # What is in flight, in order; not the tags from the lowest on, of which one may be stuck for long.
+        for publish in self._by_tag.values():
             if (
-                publish is not None
-                and publish.reply is None
+                publish.reply is None
                 and publish.mandatory
                 and publish.message_id == message_id
                 and publish.routing_key == routing_key
@@ -191,11 +190,15 @@ class Ledger(Generic[P]):
         waiting, diverted = self._waiting, self._diverted
         while waiting and len(lane) < messages and (lane.bytes + waiting[0].size <= size or not len(lane)):
             publish = waiting.popleft()
+            if publish.outcome is not None:
+                continue  # an interrupted give_up() has left it
             if diverted and publish.exchange in diverted:
                 self._suspected.append([publish])
                 continue
             lane.add(publish)
             taken.append(publish)
+        if not taken:
+            self._check_counts()
         return taken
 
     def take_suspects(self) -> list[P]:
@@ -223,6 +226,7 @@ class Ledger(Generic[P]):
         if lane is self.suspects:
             for publish in found:
                 self._diverted.pop(publish.exchange, None)
+        self._check_counts()
         return found
 
     def returned(
@@ -302,6 +306,7 @@ class Ledger(Generic[P]):
             self._waiting = collections.deque(one for one in self._waiting if one.outcome is None)
             groups = ([one for one in group if one.outcome is None] for group in self._suspected)
             self._suspected = collections.deque(group for group in groups if group)
+        self._check_counts()
         return gone
 
     def unsettled(self) -> list[P]:
@@ -340,6 +345,15 @@ class Ledger(Generic[P]):
             self.bytes -= publish.size
         self.messages -= len(publishes)
         return publishes
+
+    def _check_counts(self) -> None:
+        """Nothing anywhere counts for nothing: what an interrupt has left in the counts goes.
+
+        A signal handler's exception, that is, between two instructions of a caller who adds or gives up. To
+        be called when no publish is on its way from one place to another.
+        """
+        if not (self._waiting or self.main._by_tag or self.suspects._by_tag or self._suspected):
+            self.messages = self.bytes = 0
 
     def _divert(self, exchange: str) -> None:
         self._diverted[exchange] = None

@@ -92,6 +92,8 @@ class Link:
         self._user = user
         self._backoff = backoff or Backoff()
         self._thread: threading.Thread | None = None
+        #: Whether the thread runs, or ran.
+        self.started = False
         #: Set by anybody, the garbage collector too, which may take no lock: stop at the next look.
         self.forsaken = False
         #: Read by any thread, written by the link's.
@@ -114,23 +116,32 @@ class Link:
 
     # For any thread
 
-    def start(self) -> bool:
-        """Start the thread, which connects; True. Once.
+    def start(self) -> None:
+        """Start the thread, which connects. Once: afterwards it does nothing. By one thread at a time.
 
         :raises RuntimeError: the system has no more threads; it can be tried again.
         :raises OSError: nor more files.
         """
+        if self.started:
+            return
         self._loop = IOLoop()
-        self._services = pika_internals.services(self._loop)
-        self._loop.add_callback_threadsafe(self.guarded(self._begin_round))
-        self._thread = threading.Thread(target=self._run, name="flask-pika-link", daemon=True)
+        # Whose the loop is: a signal handler's exception may strike when the thread is on its way, and nobody
+        # can say whether it comes. Who acquires this first decides.
+        begun = threading.Lock()
         try:
+            self._services = pika_internals.services(self._loop)
+            self._loop.add_callback_threadsafe(self.guarded(self._begin_round))
+            self._thread = threading.Thread(
+                target=self._run, args=(begun,), name="flask-pika-link", daemon=True
+            )
             self._thread.start()
+            self.started = True
         except BaseException:
-            self._thread = None
-            self._loop.close()
+            self.started = not begun.acquire(blocking=False)
+            if not self.started:
+                self._thread = None
+                self._loop.close()
             raise
-        return True
 
     def call(self, callback: Callable[[], object]) -> None:
         """Have a function called in the link's thread, soon; never, when the link is stopped before."""
@@ -154,7 +165,7 @@ class Link:
 
     def stop(self, within: float) -> None:
         """Say goodbye to the broker, which may take ``within`` seconds, and end the thread."""
-        if self._thread is None or self.is_own_thread:
+        if not self.started or self._thread is None or self.is_own_thread:
             return
         self.call(self._stop)
         self._thread.join(within)
@@ -173,7 +184,9 @@ class Link:
 
     # The thread
 
-    def _run(self) -> None:
+    def _run(self, begun: threading.Lock) -> None:
+        if not begun.acquire(blocking=False):
+            return  # who started it was interrupted, and has given it up
         while True:
             try:
                 self._loop.start()

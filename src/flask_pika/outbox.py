@@ -86,7 +86,6 @@ class Outbox:
         self._dispatcher = Dispatcher(self, envelopes, sender)
         self._link = self._dispatcher.link = Link(nodes, name, self._dispatcher)
         self._starting = threading.RLock()
-        self._started = False
         #: Threads that are telling the link's, and hold a lock of pika's. set's methods are atomic.
         self._telling: set[int] = set()
 
@@ -97,7 +96,9 @@ class Outbox:
         # Until when the link's thread is known to look by itself. Not a bool: a signal handler's exception
         # may strike between the word that it is told, and the telling.
         self._armed_until = 0.0
-        self._promised = 0  # futures that somebody has to watch the deadline of
+        # Futures that somebody has to watch the deadline of. Not a count: a signal handler's exception
+        # between two instructions would make it wrong for good.
+        self._promised: set[Job] = set()
         self._closed = False
         self._ended = False
         self._emptied: threading.Event | None = None
@@ -182,8 +183,9 @@ class Outbox:
             return place.admitted
 
     def _add(self, job: Job) -> None:
+        if isinstance(job, Promised):
+            self._promised.add(job)
         self._ledger.add(job)
-        self._promised += isinstance(job, Promised)
 
     def _arm(self) -> bool:
         """Under the lock: whether the link's thread is still to be told that there is something to do."""
@@ -195,19 +197,24 @@ class Outbox:
 
     def _wake(self) -> None:
         ident = threading.get_ident()
-        self._telling.add(ident)
         try:
-            if not self._started:
+            self._telling.add(ident)
+            if not self._link.started:
                 with self._starting:
-                    self._started = self._started or self._link.start()
+                    self._link.start()
             self._link.call(self._dispatcher.look)
+            return
         except (OSError, RuntimeError) as exc:
             # No more threads or files, or the interpreter's end. Who comes next tries again.
             self._armed_until = 0.0
-            self._link.error = BrokerUnavailable(f"the publisher's thread cannot be started: {exc}")
+            error = BrokerUnavailable(f"the publisher's thread cannot be started; nothing was sent: {exc}")
+            error.__cause__ = exc
+            self._link.error = error
             logger.warning("the publisher's thread cannot be started: %s", exc)
         finally:
             self._telling.discard(ident)
+        # That thread is who watches the deadlines, and who would tell.
+        self.finish(self.give_up(self.unsettled(), error))
 
     def nudge(self) -> None:
         """Tell the link's thread, in case somebody was interrupted who was about to."""
@@ -234,8 +241,8 @@ class Outbox:
         """
         with self._lock:
             gone = self._ledger.give_up(jobs)
+            self._promised.difference_update(gone)
             for job in gone:
-                self._promised -= isinstance(job, Promised)
                 # Now: the broker's word may still come, for nobody.
                 if error is not None:
                     job.error = error
@@ -320,8 +327,7 @@ class Outbox:
             self._look_if_empty()
         emptied.wait(within)
         self.give_up_the_rest()
-        if self._started:
-            self._link.stop(_GOODBYE)
+        self._link.stop(_GOODBYE)
 
     def _look_if_empty(self) -> None:
         """Under the lock: whoever waits for the end need not wait for what nobody waits for."""
@@ -400,12 +406,15 @@ class Outbox:
     @property
     def has_promised(self) -> bool:
         """Whether there are futures to be watched; without the lock, as that."""
-        return self._promised > 0
+        return bool(self._promised)
 
     def late(self) -> list[Job]:
-        """The futures' jobs whose deadline has passed."""
+        """The futures' jobs whose deadline has passed, and which nobody needs to watch any more."""
         moment = self._clock()
-        return [job for job in self.unsettled() if isinstance(job, Promised) and job.deadline <= moment]
+        with self._lock:
+            late = [job for job in self._promised if job.deadline <= moment]
+            self._promised.difference_update(late)
+            return late
 
     def _lane(self, suspected: bool) -> Lane[Job]:
         return self._ledger.suspects if suspected else self._ledger.main
@@ -414,7 +423,8 @@ class Outbox:
         """Under the lock: the ledger has settled these, so there is room."""
         for job in settled:
             self._counts[job.outcome] += 1  # type: ignore[index]
-            self._promised -= isinstance(job, Promised) and not job.abandoned
+        if self._promised:
+            self._promised.difference_update(settled)
         self._make_room()
         self._look_if_empty()
         return settled

@@ -21,7 +21,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -55,6 +55,10 @@ class Holds(Protocol):
 
 
 S = TypeVar("S", bound=Holds)
+
+
+class _Turn:
+    """Lives as long as the pool's own work on slots: what is left, when it was interrupted, is taken back."""
 
 
 @dataclass(frozen=True)
@@ -290,21 +294,32 @@ class ChannelPool(Generic[S]):
         """
         # Critical section: from here on they are this thread's.
         with self._lock:
-            late = set()
-            while self._late:
-                late.add(self._late.popleft())
+            # Not emptied before they are this thread's. More may come at its end, by a finalizer, meanwhile.
+            count = len(self._late)
+            late = {self._late[at] for at in range(count)}
             lost = {slot: who for slot, who in self._lent.items() if slot in late or who.is_gone}
-            me = Borrower("the pool, which takes it back", threading.get_ident(), self._clock())
-            self._lent.update(dict.fromkeys(lost, me))
-        for slot, borrower in lost.items():
-            if slot not in late:
-                logger.warning(
-                    "a channel was dropped and never returned, borrowed by %s; use 'with channel()', or"
-                    " return_channel()",
-                    borrower.describe(self._clock()),
-                )
-            within = GOODBYE if deadline is None else min(GOODBYE, deadline - self._clock())
-            self._release(slot, max(0.0, within))
+            turn = self._book(lost, "the pool, which takes it back")
+            for _ in range(count):
+                self._late.popleft()
+        try:
+            for slot, borrower in lost.items():
+                if slot not in late and not borrower.is_pool:
+                    logger.warning(
+                        "a channel was dropped and never returned, borrowed by %s; use 'with channel()', or"
+                        " return_channel()",
+                        borrower.describe(self._clock()),
+                    )
+                within = GOODBYE if deadline is None else min(GOODBYE, deadline - self._clock())
+                self._release(slot, max(0.0, within))
+        finally:
+            del turn  # a traceback would keep it
+
+    def _book(self, slots: Iterable[S], where: str) -> _Turn:
+        """Under the lock: the slots are the caller's, for as long as it keeps what this returns."""
+        turn = _Turn()
+        me = Borrower(where, threading.get_ident(), self._clock(), weakref.ref(turn), is_pool=True)
+        self._lent.update(dict.fromkeys(slots, me))
+        return turn
 
     # Upkeep
 
@@ -336,8 +351,11 @@ class ChannelPool(Generic[S]):
             if alive and not self._waiting and not self._closed:
                 self._idle.insert(place, slot)
                 return
-            self._lent[slot] = Borrower("the pool's keeper", threading.get_ident(), self._clock())
-        self._give_back(slot, connected=alive, discarded=not alive)
+            turn = self._book([slot], "the pool's keeper")
+        try:
+            self._give_back(slot, connected=alive, discarded=not alive)
+        finally:
+            del turn
 
     def close(self, within: float = CLOSING) -> None:
         """Lend nothing from now on; close what is idle, with goodbyes that take ``within`` seconds in all.
@@ -350,18 +368,20 @@ class ChannelPool(Generic[S]):
         # Critical section: nobody is served any more, and the idle slots are this thread's.
         with self._lock:
             slots, self._idle = self._idle, []
-            closer = Borrower("close()", threading.get_ident(), self._clock())
-            self._lent.update(dict.fromkeys(slots, closer))
+            turn = self._book(slots, "close()")
             waiters = list(self._waiting)
             self._waiting.clear()
             for waiter in waiters:
                 waiter.served.release()
         deadline = self._clock() + within
-        for slot in slots:
-            try:
-                slot.close(max(0.0, deadline - self._clock()))
-            finally:
-                self._give_back(slot, connected=False)
+        try:
+            for slot in slots:
+                try:
+                    slot.close(max(0.0, deadline - self._clock()))
+                finally:
+                    self._give_back(slot, connected=False)
+        finally:
+            del turn
 
     def forget(self) -> None:
         """In a forked child: let go of every connection, which is the parent's, without touching any.
