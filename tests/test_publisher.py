@@ -489,18 +489,47 @@ def test_many_end_at_their_deadline(fragile_node: RabbitMQNode) -> None:
 
 def test_what_comes_slowly_is_sent_as_it_comes(node: RabbitMQNode, queue: str) -> None:
     fpika = publishing(node.params)
-    fpika.publish(b"first", routing_key=queue)
+
+    read = 0
 
     def slow() -> Iterator[Message]:
-        yield Message(b"1", routing_key=queue)
-        time.sleep(0.06)  # the slowness is the point: more than the time that messages wait for others
-        yield Message(b"2", routing_key=queue)
-        wait_for(
-            lambda: fpika.stats().publisher.confirmed == 3, "both are confirmed before the third is read"
-        )
-        yield Message(b"3", routing_key=queue)
+        nonlocal read
+        with plain(node) as ch:
 
-    assert fpika.publish_many(slow()).confirmed == 3
+            def is_there() -> bool:
+                return bool(ch.queue_declare(queue, passive=True).method.message_count == read)
+
+            for burst in (1, 1, 3, 200):
+                for _ in range(burst):
+                    read += 1
+                    yield Message(b"", routing_key=queue)
+                wait_for(is_there, "what was read is in the queue before any more is")
+
+    assert fpika.publish_many(slow(), timeout=60).confirmed == 205
+
+
+def test_what_comes_slowly_is_sent_as_it_comes_though_an_earlier_message_is_stuck(
+    fragile_node: RabbitMQNode,
+) -> None:
+    fpika = publishing(fragile_node.params)
+    fpika.publish(b"", mandatory=False)
+    with fragile_node.frozen():
+        stuck = fpika.submit(b"", mandatory=False, timeout=60)
+        wait_for(lambda: fpika.stats().publisher.pending == 1, "it is on its way")
+
+        def slow() -> Iterator[Message]:
+            yield Message(b"", mandatory=False)
+            wait_for(lambda: _in_flight(fpika) == 2, "what was read is sent")
+            yield Message(b"", mandatory=False)
+            wait_for(lambda: _in_flight(fpika) == 3, "what was read is sent")
+
+        with pytest.raises(PublishManyFailed):
+            fpika.publish_many(slow(), timeout=1)
+    assert stuck.result(60)
+
+
+def _in_flight(fpika: Pika) -> int:
+    return len(fpika._state().publisher()._outbox._ledger.main)
 
 
 def test_the_deadline_of_many_holds_between_slow_messages(node: RabbitMQNode) -> None:
@@ -535,19 +564,52 @@ def test_what_failed_of_many_is_told_though_a_receiver_holds_the_publisher_up(no
     assert len(caught.value.report.failed) == 20
 
 
-def test_an_iterable_that_raises_is_heard_after_what_was_sent_is_settled(
-    node: RabbitMQNode, queue: str
+@pytest.mark.parametrize("count", [10, 100, 3000])
+def test_an_iterable_that_raises_is_heard_when_what_was_read_before_is_in_the_queue(
+    node: RabbitMQNode, queue: str, count: int
 ) -> None:
     fpika = publishing(node.params)
 
     def broken() -> Iterator[Message]:
-        for _ in range(100):
+        for _ in range(count):
             yield Message(b"", routing_key=queue)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        fpika.publish_many(broken())
-    wait_for(lambda: fpika.stats().publisher.pending == 0, "what was sent is settled")
+        fpika.publish_many(broken(), timeout=60)
+    stats = fpika.stats().publisher
+    assert (stats.pending, stats.confirmed) == (0, count)
+    assert len(contents(node, queue)) == count
+
+
+def test_an_iterable_that_raises_is_heard_at_the_deadline_at_the_latest(fragile_node: RabbitMQNode) -> None:
+    fpika = publishing(fragile_node.params)
+    fpika.publish(b"", mandatory=False)
+
+    def broken() -> Iterator[Message]:
+        yield Message(b"", mandatory=False)
+        raise ZeroDivisionError
+
+    with fragile_node.frozen():
+        began = time.monotonic()
+        with pytest.raises(ZeroDivisionError):
+            fpika.publish_many(broken(), timeout=0.3)
+        assert time.monotonic() - began < 0.3 + SLACK
+
+
+def test_what_interrupts_an_iterable_is_heard_at_once(fragile_node: RabbitMQNode) -> None:
+    fpika = publishing(fragile_node.params)
+    fpika.publish(b"", mandatory=False)
+
+    def interrupted() -> Iterator[Message]:
+        yield Message(b"", mandatory=False)
+        raise KeyboardInterrupt
+
+    with fragile_node.frozen():
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            fpika.publish_many(interrupted(), timeout=60)
+        assert time.monotonic() - began < SLACK
 
 
 @pytest.mark.parametrize("window", [0, -1, True, 1.5])

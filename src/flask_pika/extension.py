@@ -164,7 +164,7 @@ class Pika:
         :param messages: read as they are needed: a generator of a million takes no more memory than of ten.
         :param timeout: seconds for all of them. Default: as for one.
         :raises PublishManyFailed: some failed, or the time was over; its ``report`` says which, and why. What
-            the iterable itself raises comes through, when what was sent is settled.
+            the iterable itself raises comes through, when what was read before is settled or its time over.
         """
         if not isinstance(window, int) or isinstance(window, bool) or window < 1:
             raise ValueError(f"window is {window!r}; expected a number of messages, 1 or more")

@@ -21,7 +21,7 @@ from .errors import (
     PublisherFull,
     Unroutable,
 )
-from .jobs import Job, Part, Promised, Waited
+from .jobs import Job, Promised, Waited
 from .link import Link, LinkState
 from .nodes import Node
 from .pika_internals import Confirm
@@ -108,11 +108,6 @@ class Outbox:
     # For any thread: coming in, and giving up
 
     @property
-    def closed(self) -> bool:
-        """Whether it takes nothing any more."""
-        return self._closed
-
-    @property
     def is_own_thread(self) -> bool:
         """Whether the caller is the link's thread: a future's callback, or a signal's receiver."""
         return self._link.is_own_thread
@@ -160,20 +155,6 @@ class Outbox:
             if self._link.state is LinkState.BLOCKED or self._link.error is not None:
                 raise self.never_sent()
             raise self._full()
-
-    def admit_some(self, parts: Sequence[Part]) -> int:
-        """Put in as many as there is room for now, in order; how many these are."""
-        at = 0
-        # Critical section: is there room, and nobody who came before?
-        with self._lock:
-            if not self._places and not self._closed:
-                while at < len(parts) and self._ledger.fits(parts[at].size):
-                    self._ledger.add(parts[at])
-                    at += 1
-            wake = at > 0 and self._arm()
-        if wake:
-            self._wake()
-        return at
 
     def _leave(self, place: _Place) -> bool:
         """From here on nobody admits this one; whether somebody did, even in the last moment."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .config import PublisherSettings
-from .errors import FlaskPikaError, InvalidMessage, PublishManyFailed
+from .errors import FlaskPikaError, InvalidMessage, PublisherClosed, PublishManyFailed
 from .jobs import Job, Part, Promised, Run, Waited
 from .message import Message, encode_body
 from .nodes import Node
@@ -20,12 +20,10 @@ from .outbox import Outbox, PublisherStats
 from .params import type_of
 from .wire import Envelopes, make_ids, now
 
-#: How many messages of publish_many() are handed over at a time.
-_BATCH = 64
+#: For how many messages at a time publish_many() waits to have room in its window.
+_STEP = 64
 #: Seconds after which a caller that waits makes sure that the link's thread was told.
 _SOON = 0.1
-#: Seconds that a message of publish_many() may wait for others to be handed over with.
-_LINGER = 0.05
 
 J = TypeVar("J", bound=Job)
 
@@ -127,31 +125,29 @@ class Publisher:
         deadline = self._deadline(timeout)
         run = Run()
         failed: dict[int, Exception] = {}
-        batch: list[Part] = []
-        step = max(1, min(_BATCH, window // 2))
+        step = max(1, min(_STEP, window // 2))
         count, complete = 0, True
-        oldest = 0.0
         try:
             for index, message in enumerate(messages):
                 count += 1
-                moment = self._clock()
                 try:
                     part = self._job(Part, message, dumps, deadline, retry)
-                except InvalidMessage as exc:
-                    failed[index] = exc
-                else:
                     part.run, part.index = run, index
-                    oldest = oldest if batch else moment
-                    batch.append(part)
-                late = self._outbox.closed or moment >= deadline
-                if len(batch) == step or late or (batch and moment - oldest >= _LINGER):
-                    failed.update(self._hand_over(run, batch, window))
-                    batch = []
-                if late:
+                    self._hand_over(part, window, step)
+                except PublisherClosed as exc:
+                    failed[index] = exc
                     complete = False
                     break
-            failed.update(self._hand_over(run, batch, window))
+                except FlaskPikaError as exc:
+                    failed[index] = exc
+                if self._clock() >= deadline:
+                    complete = False
+                    break
             self._wait_for(run, 0, deadline)
+        except Exception:
+            # The iterable's own. What was read before is settled, as it is at the iterable's end.
+            self._wait_for(run, 0, deadline)
+            raise
         finally:
             # What is not settled is given up; what is settled, and was not told yet, is looked at below.
             left = list(run.on_their_way.values())
@@ -175,22 +171,21 @@ class Publisher:
             text += f"; the first one is number {failures[0].index}: {failures[0].error}"
         raise PublishManyFailed(text, report) from (failures[0].error if failures else None)
 
-    def _hand_over(self, run: Run, batch: list[Part], window: int) -> dict[int, Exception]:
-        """Admit the parts when the window and the bounds have room for them; those that had none in time."""
-        if not batch:
-            return {}
-        if not self._wait_for(run, window - len(batch), batch[0].deadline):
-            return {part.index: self._outbox.never_sent() for part in batch}
-        run.on_their_way.update((part.index, part) for part in batch)
-        failed: dict[int, Exception] = {}
-        for part in batch[self._outbox.admit_some(batch) :]:
-            try:
-                self._outbox.admit(part)
-            except FlaskPikaError as exc:
-                del run.on_their_way[part.index]
-                self._outbox.signal(part, exc)
-                failed[part.index] = exc
-        return failed
+    def _hand_over(self, part: Part, window: int, step: int) -> None:
+        """Admit a part when the window and the bounds have room for it.
+
+        At once, each by itself: nobody knows when the iterable yields the next one.
+        """
+        run = part.run
+        try:
+            if len(run.on_their_way) >= window and not self._wait_for(run, window - step, part.deadline):
+                raise self._outbox.never_sent()
+            run.on_their_way[part.index] = part
+            self._outbox.admit(part)
+        except FlaskPikaError as exc:
+            run.on_their_way.pop(part.index, None)
+            self._outbox.signal(part, exc)
+            raise
 
     def _wait_for(self, run: Run, at_most: int, deadline: float) -> bool:
         """Wait until no more than ``at_most`` of a run are on their way; whether it came to that in time."""
