@@ -17,7 +17,7 @@ from pika.connection import ConnectionParameters, Parameters, SSLOptions, URLPar
 from pika.credentials import ExternalCredentials, PlainCredentials
 
 from .errors import ConfigError
-from .nodes import Node
+from .nodes import EmbeddedNode, Node
 
 #: Bounds in seconds where pika has none, or wider ones than a web request can wait. Two heartbeats that
 #: nobody answered, or this long under a resource alarm, end a call that would hang. All of them stay below
@@ -53,6 +53,8 @@ _MEANT = {
     "vhost": "virtual_host",
 }
 
+#: How the URL of the broker in this process begins.
+_EMBEDDED = "embedded://"
 _URL_FORM = "amqp://user:password@host:5672/virtual-host?option=value"
 _URL_HINT = "a reserved character in the user name, the password or the virtual host must be %-encoded"
 _URL = re.compile(
@@ -80,6 +82,8 @@ def parse_nodes(value: object, key: str) -> tuple[Node, ...]:
 
 
 def _parse_node(value: object, key: str) -> Node:
+    if isinstance(value, str) and value.strip().lower().startswith(_EMBEDDED):
+        return _embedded_node(value.strip(), key)
     if value is None:
         template = _from_mapping({}, key)
     elif isinstance(value, Parameters):
@@ -95,6 +99,16 @@ def _parse_node(value: object, key: str) -> Node:
         )
     _check_what_pika_does_not(template, key)
     return Node(template)
+
+
+def _embedded_node(url: str, key: str) -> Node:
+    name = url[len(_EMBEDDED) :]
+    if not re.fullmatch(r"[A-Za-z0-9_.-]*", name):
+        raise ConfigError(
+            f"{key} is an embedded:// URL with something else than a name in it; expected embedded:// or"
+            " embedded://name, with letters, digits, '_', '-' and '.'"
+        )
+    return EmbeddedNode(name, _from_mapping({"host": "127.0.0.1"}, key))
 
 
 def _from_parameters(value: Parameters) -> Parameters:
@@ -118,7 +132,6 @@ def _from_mapping(value: Mapping[Any, Any], key: str) -> Parameters:
     host = settings.get("host", template.host)
     if not isinstance(host, str):
         raise ConfigError(f"{key}['host'] is {type_of(host)}; expected the name or address of the broker")
-    _check_host(host, key)
     template.ssl_options = _ssl_options(settings.pop("ssl_options", None), host, key)
     default_port = template.DEFAULT_SSL_PORT if template.ssl_options else template.DEFAULT_PORT
     settings["port"] = _port(settings.get("port", default_port), key)
@@ -224,8 +237,6 @@ def _from_url(url: str, key: str) -> Parameters:
         raise ConfigError(f"{key} has a user name without a password; expected {_URL_FORM}")
     if parts["host"].startswith("["):
         _check_ipv6(parts["host"].strip("[]"), f"{key}: its host")
-    elif parts["host"]:
-        _check_host(parts["host"], key)
     options = parse_qsl(parts["query"] or "", keep_blank_values=True)
     check_keys((name for name, _ in options), _URL_OPTIONS, f"{key} (its query)")
     scheme = parts["scheme"].lower()
@@ -261,7 +272,10 @@ def _why(exc: Exception, option: str) -> str:
 
 
 def _check_what_pika_does_not(template: Parameters, key: str) -> None:
-    """What pika takes now, and fails on or cuts off while it connects."""
+    """What pika takes now, and fails on or cuts off while it connects; or shows, with a password in it."""
+    _check_host(template.host, key)
+    if "://" in template.virtual_host:
+        raise ConfigError(f"{key}: 'virtual_host' is a URL; expected a name (a URL goes into {key} itself)")
     beats = template.heartbeat
     if isinstance(beats, int) and beats > 65535:
         raise ConfigError(f"{key}: 'heartbeat' is {beats}; expected 65535 seconds at the most")
