@@ -300,6 +300,26 @@ def test_what_is_wrong_is_wrong_every_time(wrong: dict[str, Any]) -> None:
     assert not envelopes._known
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ({"priority": 1}, {"priority": True}),
+        ({"priority": 1}, {"priority": 1.0}),
+        ({"delivery_mode": 1}, {"delivery_mode": True}),
+        ({"mandatory": False}, {"mandatory": 0}),
+        ({"mandatory": True}, {"mandatory": 1}),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_wrong_though_it_is_equal_to_what_is_right(
+    right: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    envelopes = Envelopes(131_072)
+    assert find(envelopes, **right) is find(envelopes, **right)
+    with pytest.raises(InvalidMessage):
+        find(envelopes, **wrong)
+
+
 def test_any_number_of_addresses_takes_a_bounded_memory() -> None:
     envelopes = Envelopes(131_072)
     for number in range(5_000):

@@ -158,9 +158,12 @@ class Envelopes:
 
         :raises InvalidMessage: AMQP cannot carry it.
         """
-        key: object = None
-        if properties is None and not (named and named.keys() & _EACH_ITS_OWN):
-            key = (exchange, routing_key, mandatory, content_type, *named.items())
+        key: tuple[object, ...] | None = None
+        if properties is None and _EACH_ITS_OWN.isdisjoint(named):
+            # With the types: 1 is equal to True and to 1.0, which are wrong where it is right.
+            key = (exchange, routing_key, mandatory, type(mandatory), content_type)
+            if named:
+                key += (*named, *(values := named.values()), *map(type, values))
             try:
                 return self._known[key]
             except KeyError:
