@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import logging
 import math
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -74,6 +78,42 @@ def ping_command(timeout: float) -> None:
             click.echo(f"{label}{pong.node} is {pong.product}, round trip {pong.round_trip * 1e3:.2f} ms")
     if failed:
         raise SystemExit(1)
+
+
+@pika_cli.command("broker", with_appcontext=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=5672, show_default=True, help="0 for any free one."
+)
+def broker_command(host: str, port: int) -> None:
+    """Run the embedded broker by itself, until Ctrl-C: for demos and tests.
+
+    Prints a line for each thing that happens. Keeps nothing on disk.
+    """
+    # Not an import statement at the top: nobody else needs asyncio, which takes its time.
+    broker_module = importlib.import_module("flask_pika.broker")
+    began = time.monotonic()
+
+    def tell(event: str) -> None:
+        click.echo(f"{time.monotonic() - began:9.3f} s  {event}")
+
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        with broker_module.Broker(host, port, event=tell) as broker:
+            click.echo(
+                f"The embedded broker listens on {broker.url}. Nothing is kept on disk. Ctrl-C ends it."
+            )
+            # With a timeout: without one, Python on some systems does not hear Ctrl-C.
+            while not ended.wait(3600):
+                pass
+    except broker_module.BrokerError as exc:
+        raise click.ClickException(str(exc)) from exc
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    click.echo("The embedded broker has ended; what it had is gone.")
 
 
 #: Lines that are handed over at a time, each such chunk with its own timeout.

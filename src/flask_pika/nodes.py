@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from urllib.parse import quote
 
@@ -87,3 +88,23 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<Node {self}>"
+
+
+class EmbeddedNode(Node):
+    """The embedded broker of this process, by its name. The first connect starts it."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str, template: Parameters) -> None:
+        super().__init__(template)
+        self._name = name
+
+    def parameters(self, *, address: str, connection_name: str, timeout: float) -> Parameters:
+        """New parameters for one connect, to the port that it listens on."""
+        fresh = super().parameters(address=address, connection_name=connection_name, timeout=timeout)
+        # Not an import statement at the top: nobody else needs asyncio, which takes its time.
+        fresh.port = importlib.import_module("flask_pika.broker").shared_broker(self._name).port
+        return fresh
+
+    def __str__(self) -> str:
+        return f"embedded://{self._name}"

@@ -1,0 +1,13 @@
+"""An AMQP 0-9-1 broker in the process, for demos and tests: it does what RabbitMQ does, and keeps nothing."""
+
+from .embedded import Broker, BrokerError, QueueView, StoredMessage
+from .shared import shared_broker, stop_shared_brokers
+
+__all__ = [
+    "Broker",
+    "BrokerError",
+    "QueueView",
+    "StoredMessage",
+    "shared_broker",
+    "stop_shared_brokers",
+]

@@ -1,0 +1,432 @@
+"""``Broker``: the embedded broker as tests and demos hold it, from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from . import server as servers
+from .contents import Content
+from .queues import Queue
+from .server import Server
+
+logger = logging.getLogger("flask_pika.broker")
+
+T = TypeVar("T")
+B = TypeVar("B", bound="Broker")
+
+#: Seconds that a call into the broker's thread may take, which nobody but its bugs makes wait.
+_PATIENCE = 30.0
+
+
+class BrokerError(Exception):
+    """The embedded broker cannot do that."""
+
+
+@dataclass(frozen=True)
+class StoredMessage:
+    """A message as it waits in a queue."""
+
+    body: bytes
+    exchange: str
+    routing_key: str
+    properties: Any  #: a ``pika.BasicProperties``
+    redelivered: bool = False
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8."""
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The headers; empty when there are none."""
+        return dict(self.properties.headers or {})
+
+
+class QueueView:
+    """A look into one queue, as it is at each call."""
+
+    def __init__(self, broker: Broker, name: str) -> None:
+        self._broker = broker
+        self.name = name
+
+    def _read(self, read: Callable[[Queue], T]) -> T:
+        def look(server: Server) -> T:
+            queue = server.vhosts[self._broker.virtual_host].queues.get(self.name)
+            if queue is None:
+                raise KeyError(f"there is no queue {self.name!r}")
+            return read(queue)
+
+        return self._broker._ask(look)
+
+    @property
+    def messages(self) -> list[StoredMessage]:
+        """Those that wait for somebody, in order."""
+        return self._read(
+            lambda queue: [_stored(queue.shown(entry), entry.redelivered) for entry in queue.ready()]
+        )
+
+    @property
+    def unacked(self) -> list[StoredMessage]:
+        """Those that somebody has and has not settled."""
+        return self._read(
+            lambda queue: [_stored(queue.shown(entry), entry.redelivered) for entry in queue.unacked]
+        )
+
+    @property
+    def consumers(self) -> int:
+        """How many consumers there are."""
+        return self._read(lambda queue: len(queue.consumers))
+
+    def wait_for(
+        self, condition: int | Callable[[list[StoredMessage]], object], timeout: float = 10.0
+    ) -> list[StoredMessage]:
+        """Wait until so many messages are there, or until a condition on them holds; the messages.
+
+        :raises TimeoutError: not within ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            messages = self.messages
+            good = len(messages) >= condition if isinstance(condition, int) else condition(messages)
+            if good:
+                return messages
+            if time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"queue {self.name!r} did not come to that in {timeout:g} s: it has"
+                    f" {len(messages)} messages"
+                )
+            time.sleep(0.005)
+
+    def __repr__(self) -> str:
+        return f"<QueueView {self.name!r}>"
+
+
+def _stored(content: Content, redelivered: bool) -> StoredMessage:
+    return StoredMessage(content.body, content.exchange, content.routing_key, content.properties, redelivered)
+
+
+class _Queues(Mapping[str, QueueView]):
+    """The queues of the broker, by name."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def _names(self) -> list[str]:
+        return self._broker._ask(lambda server: list(server.vhosts[self._broker.virtual_host].queues))
+
+    def __getitem__(self, name: str) -> QueueView:
+        if name not in self._names():
+            raise KeyError(name)
+        return QueueView(self._broker, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+
+class Broker:
+    """An AMQP 0-9-1 broker on a loopback port, in a thread of this process. It keeps nothing on disk.
+
+    ::
+
+        with Broker() as broker:
+            app.config["FLASK_PIKA_PARAMS"] = broker.url
+
+    :param host: the address to listen on. Anybody who reaches it can log in as guest.
+    :param port: 0 for any free one.
+    :param users: passwords by user names.
+    :param virtual_hosts: their names. The first one is in the URL.
+    :param heartbeat: seconds that it proposes to clients; 0 for none.
+    :param memory: bytes of messages from which on publishers have to wait, as at RabbitMQ's memory alarm.
+    :param event: called with a line for each thing that happens, each message among them, in the broker's
+        thread. The logger ``flask_pika.broker`` has them too, as INFO, without the messages.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        users: Mapping[str, str] | None = None,
+        virtual_hosts: Sequence[str] = ("/",),
+        heartbeat: int = 60,
+        memory: int = 2**30,
+        event: Callable[[str], object] | None = None,
+    ) -> None:
+        self.host = host
+        self._wanted_port = port
+        self._users = dict(users) if users is not None else {"guest": "guest"}
+        if not virtual_hosts or "/" not in virtual_hosts:
+            virtual_hosts = (*virtual_hosts, "/")
+        self.virtual_host = virtual_hosts[0]
+        self._virtual_hosts = tuple(virtual_hosts)
+        self._heartbeat = heartbeat
+        self._memory = memory
+        self._event = event
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: Server | None = None
+        self._port = 0
+        self._pid = 0
+
+    # Life
+
+    def start(self: B) -> B:
+        """Listen. Takes some milliseconds.
+
+        :raises BrokerError: it cannot listen there, or was started before.
+        """
+        if self._thread is not None:
+            raise BrokerError("this broker was started already")
+        listening = self._listen(self._wanted_port)
+        self._port = int(listening.getsockname()[1])
+        self._pid = os.getpid()
+        started: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(listening, started), name="flask-pika-broker", daemon=True
+        )
+        self._thread.start()
+        _running.add(self)
+        started.result(_PATIENCE)
+        return self
+
+    def _listen(self, port: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            listening = socket.create_server((self.host, port), family=family, backlog=1024)
+        except OSError as exc:
+            raise BrokerError(
+                f"cannot listen on {self.host} port {port}: {os.strerror(exc.errno or 0)};"
+                " choose another one, or 0"
+            ) from exc
+        listening.setblocking(False)
+        return listening
+
+    def _run(self, listening: socket.socket, started: concurrent.futures.Future[None]) -> None:
+        loop = asyncio.new_event_loop()
+        try:
+            self._loop = loop
+            self._server = Server(
+                loop,
+                users=self._users,
+                vhosts=self._virtual_hosts,
+                heartbeat=self._heartbeat,
+                memory=self._memory,
+                event=self._say,
+                watches=self._event is not None,
+            )
+            self._server.listen(listening)
+            loop.call_soon(started.set_result, None)
+            loop.run_forever()
+        finally:
+            self._server.stop() if self._server is not None else listening.close()
+            _finish(loop)
+
+    def _say(self, text: str) -> None:
+        logger.info("%s", text)
+        if self._event is not None:
+            try:
+                self._event(text)
+            except Exception as exc:  # a terminal that was closed, for one: nobody listens any more
+                logger.warning("the embedded broker's events are told no more: %r", exc)
+                self._event = None
+
+    def stop(self) -> None:
+        """Hang up on everybody, and forget everything."""
+        thread, loop = self._thread, self._loop
+        if thread is None or loop is None or self._pid != os.getpid():
+            return
+        self._thread = None
+        _running.discard(self)
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(loop.stop)
+        thread.join(_PATIENCE)
+
+    def __enter__(self: B) -> B:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # Where it is
+
+    @property
+    def port(self) -> int:
+        """Where it listens, since :meth:`start`."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """For ``FLASK_PIKA_PARAMS``, and any other client."""
+        user, password = next(iter(self._users.items()), ("", ""))
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (
+            f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@{host}:{self.port}"
+            f"/{quote(self.virtual_host, safe='')}"
+        )
+
+    # A look inside
+
+    @property
+    def queues(self) -> Mapping[str, QueueView]:
+        """The queues, by name: ``broker.queues["orders"].messages``."""
+        return _Queues(self)
+
+    @property
+    def exchanges(self) -> list[str]:
+        """The names of the exchanges."""
+        return self._ask(lambda server: list(server.vhosts[self.virtual_host].exchanges))
+
+    @property
+    def connections(self) -> list[str]:
+        """The open connections, by address and name."""
+        return self._ask(lambda server: [connection.name for connection in server.connections])
+
+    # Faults
+
+    def drop_connections(self) -> None:
+        """Hang up on everybody, as a network does: without a word."""
+        self._ask(Server.drop_connections)
+
+    def close_connections(self, code: int = 320, text: str = "broker forced connection closure") -> None:
+        """Close all connections as RabbitMQ does at its shutdown, or an operator by hand."""
+        self._ask(lambda server: server.close_connections(code, text))
+
+    def close_channel(self, code: int = 541, text: str = "on demand", *, number: int | None = None) -> None:
+        """Close channels as over an error.
+
+        :param number: those with this number; None for all.
+        """
+        self._ask(lambda server: server.close_channels(code, text, number))
+
+    def refuse(self) -> None:
+        """Stop listening: who connects is refused. Open connections go on."""
+        self._ask(Server.refuse)
+
+    def accept(self) -> None:
+        """Listen again, on the same port."""
+
+        def listen(server: Server) -> None:
+            if server.listening is None:
+                server.listen(self._listen(self._port))
+
+        self._ask(listen)
+
+    def freeze(self) -> None:
+        """Answer nothing, and close nothing, as a host that is stuck."""
+        self._ask(lambda server: server.freeze(True))
+
+    def thaw(self) -> None:
+        """Go on."""
+        self._ask(lambda server: server.freeze(False))
+
+    def block(self) -> None:
+        """Raise RabbitMQ's memory alarm: who publishes is told so, and not listened to."""
+        self._ask(lambda server: server.block(True))
+
+    def unblock(self) -> None:
+        """Clear it."""
+        self._ask(lambda server: server.block(False))
+
+    def nack_next(self, count: int = 1) -> None:
+        """Nack the next messages on channels in confirm mode, and drop them."""
+        self._ask(lambda server: server.nack_next(count))
+
+    def delay(self, seconds: float) -> None:
+        """Answer everything so much later; 0 for at once."""
+
+        def set_delay(server: Server) -> None:
+            server.delay = seconds
+
+        self._ask(set_delay)
+
+    def hold_confirms(self) -> None:
+        """Confirm nothing until :meth:`release_confirms`."""
+        self._ask(Server.hold_confirms)
+
+    def release_confirms(
+        self, *, backwards: bool = False, shuffled: bool = False, together: bool = False
+    ) -> None:
+        """Confirm what was held back, each by itself in the order of publishing; and then as always.
+
+        :param backwards: the last one first.
+        :param shuffled: in a random order.
+        :param together: as few confirms as can be, each for several messages.
+        """
+        self._ask(
+            lambda server: server.release_confirms(backwards=backwards, shuffled=shuffled, together=together)
+        )
+
+    def _ask(self, question: Callable[[Server], T]) -> T:
+        """Have something done in the broker's thread."""
+        loop, server = self._loop, self._server
+        if self._thread is None or loop is None or server is None:
+            raise BrokerError("this broker does not run: start() it, or use it in a 'with' block")
+        if self._pid != os.getpid():
+            raise BrokerError("this broker runs in the parent process, which alone can look into it")
+        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(question(server))
+            except BaseException as exc:
+                answer.set_exception(exc)
+
+        loop.call_soon_threadsafe(work)
+        return answer.result(_PATIENCE)
+
+    def _forget(self) -> None:
+        """In a forked child: close its copies of the sockets, which are the parent's."""
+        if self._server is not None and self._server.listening is not None:
+            self._server.listening.close()
+
+    def __repr__(self) -> str:
+        state = f"on {self.host} port {self.port}" if self._thread is not None else "stopped"
+        return f"<Broker {state}>"
+
+
+def _finish(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.run_until_complete(asyncio.sleep(0))  # the transports' last callbacks
+    loop.close()
+
+
+_running: weakref.WeakSet[Broker] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for broker in list(_running):
+        broker._forget()
+    for client in list(servers.sockets):
+        client.close()
+
+
+os.register_at_fork(after_in_child=_forget_all)
