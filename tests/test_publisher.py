@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gc
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -717,6 +718,45 @@ def test_close_does_not_wait_for_what_nobody_waits_for() -> None:
     began = time.monotonic()
     fpika.close()
     assert time.monotonic() - began < 30
+
+
+@contextlib.contextmanager
+def silent_peer(accepts: bool) -> Iterator[int]:
+    """A port that takes connections and says nothing, or that does not even take them."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=10 if accepts else 0))
+        port = server.getsockname()[1]
+        for _ in range(0 if accepts else 4):  # its queue is full then, and the system drops what comes
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        yield port
+
+
+@pytest.mark.parametrize("accepts", [True, False], ids=["handshake", "tcp"])
+def test_close_while_it_connects_is_quick_and_leaves_nothing(
+    accepts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with silent_peer(accepts) as port:
+        fpika = publishing({"host": "127.0.0.1", "port": port}, drain_timeout=0.1)
+        future = fpika.submit(b"", timeout=60)
+        link: Any = fpika._state().publisher()._outbox._link
+        wait_for(lambda: link._connection is not None, "it dials")
+        if accepts:
+            wait_for(lambda: link._connection.bytes_sent, "the handshake has begun")
+        began = time.monotonic()
+        fpika.close()
+        assert time.monotonic() - began < 0.1 + SLACK
+        assert not link._thread.is_alive()
+    assert isinstance(future.exception(0), BrokerUnavailable)
+    assert all(record.exc_info is None for record in caplog.records), "nothing is a bug"
+
+
+def test_a_peer_that_says_nothing_is_told_as_one(both_ways: str) -> None:
+    with silent_peer(accepts=True) as port:
+        fpika = publishing({"host": "127.0.0.1", "port": port, "stack_timeout": 0.2})
+        with pytest.raises(BrokerUnavailable, match="timed out before the connection was open"):
+            fpika.publish(b"", timeout=2)
 
 
 def test_close_in_the_publishers_own_thread_is_refused(node: RabbitMQNode) -> None:

@@ -193,7 +193,9 @@ def explain(exc: BaseException, tls: bool) -> Failure:
         return Failure("the connection was lost while the virtual host was opened")
     if isinstance(exc, ConnectionRefusedError):
         return Failure("connection refused")
-    if "Timeout" in type(exc).__name__ or isinstance(exc, TimeoutError):
+    # Pika ends an asynchronous connection's opening by itself when its time is over.
+    aborted = isinstance(exc, pika_errors.ConnectionOpenAborted)
+    if aborted or "Timeout" in type(exc).__name__ or isinstance(exc, TimeoutError):
         return Failure("timed out before the connection was open")
     if isinstance(exc, OSError):
         return Failure(exc.strerror or str(exc) or type(exc).__name__)

@@ -385,7 +385,8 @@ class Link:
         self._stopping = True
         self.state = LinkState.DRAINING
         connection = self._connection
-        if connection is None:
+        if connection is None or pika_internals.is_shaking_hands(connection):
+            # Pika fails at a goodbye in the middle of the handshake. The thread closes the socket.
             self._loop.stop()
         elif not (connection.is_closing or connection.is_closed):
             connection.close()  # _lost, or _refused, follows, and stops the loop

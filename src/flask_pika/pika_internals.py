@@ -126,6 +126,12 @@ def abort(connection: Connection, error: BaseException) -> None:
         connection.close()  # a conversation, which the heartbeat ends when the peer is silent
 
 
+def is_shaking_hands(connection: Connection) -> bool:
+    """Whether an asynchronous connection has a socket, and is not open yet."""
+    opening = not (connection.is_open or connection.is_closing or connection.is_closed)
+    return AVAILABLE and opening and _hidden(connection)._transport is not None
+
+
 def close_socket(connection: Connection) -> None:
     """Close an asynchronous connection's socket, when nobody runs its loop any more."""
     transport = _hidden(connection)._transport if AVAILABLE else None
