@@ -374,6 +374,88 @@ def test_flask_pika_publish_sends_a_file_or_its_lines(node: RabbitMQNode, tmp_pa
         assert contents() == [f"{number:04}" for number in range(2500)]
 
 
+def test_flask_pika_publish_sends_lines_as_they_come_and_ctrl_c_ends_it_with_an_account(
+    node: RabbitMQNode,
+) -> None:
+    with queue(node, "cli") as contents, publishing_lines(node) as (process, write):
+        wait_for_lines(contents, write, b"one\n", ["one"])
+        wait_for_lines(contents, write, b"two\r\nthr", ["two"])
+        wait_for_lines(contents, write, b"ee\n\nfive\n", ["", "five", "three"])
+        wait_for_lines(contents, write, b"6\n", ["6"])  # what came before it is confirmed
+        process.send_signal(signal.SIGINT)
+        account = account_of(process)
+    assert account["confirmed"] + account["unknown"] == 6
+    assert account["unknown"] <= 1
+    assert account["failed"] == 0
+
+
+def test_flask_pika_publish_says_of_how_many_lines_nothing_is_known(fragile_node: RabbitMQNode) -> None:
+    with queue(fragile_node, "cli") as contents:
+        with publishing_lines(fragile_node, "--timeout=60") as (process, write):
+            wait_for_lines(contents, write, b"one\n", ["one"])
+            wait_for_lines(contents, write, b"two\n", ["two"])
+            with fragile_node.frozen():
+                write(b"three\nfour\nfive\n")
+                wait_for(lambda: waits_unread(fragile_node.port), "they are sent")
+                process.send_signal(signal.SIGINT)
+                account = account_of(process)
+        assert account["confirmed"] + account["unknown"] == 5
+        assert account["unknown"] in (3, 4)
+
+
+def account_of(process: subprocess.Popen[bytes]) -> dict[str, int]:
+    """What a command that was interrupted says of its lines, by what became of them."""
+    assert process.wait(30) == 1
+    assert process.stdout is not None
+    said = process.stdout.read().decode()
+    assert said.endswith("; interrupted; the rest of the input was not read\n")
+    found = {what: int(count) for count, what in re.findall(r"(\d+) (\w+)", said)}
+    return {"unknown": 0, **found}
+
+
+def wait_for_lines(
+    contents: Callable[[], list[str]], write: Callable[[bytes], object], text: bytes, expected: list[str]
+) -> None:
+    got: list[str] = []
+
+    def have_come() -> bool:
+        got.extend(contents())
+        return sorted(got) == expected
+
+    write(text)
+    wait_for(have_come, lambda: f"the lines: {got}")
+
+
+def waits_unread(port: int) -> bool:
+    """Whether a message or more waits for who has this port, and reads nothing."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        local, _, _, queues = line.split()[1:5]
+        if int(local.partition(":")[2], 16) == port and int(queues.partition(":")[2], 16) > 100:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def publishing_lines(
+    node: RabbitMQNode, *args: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[bytes], object]]]:
+    """The command, with its input open; and what writes to that."""
+    command = [sys.executable, "-m", "flask", "--app", "tests.apps.web", "pika", "publish"]
+    with subprocess.Popen(
+        [*command, "--routing-key=cli", "--lines", *args],
+        cwd=ROOT,
+        env={**os.environ, "FLASK_PIKA_PARAMS": node.url},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    ) as process:
+        assert process.stdin is not None
+        try:
+            yield process, process.stdin.write
+        finally:
+            process.kill()
+
+
 def test_flask_pika_publish_sets_what_it_is_told(node: RabbitMQNode) -> None:
     connection = pika.BlockingConnection(pika.URLParameters(node.url))
     channel = connection.channel()

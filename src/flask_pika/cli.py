@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
 import logging
 import math
 import os
@@ -116,8 +115,10 @@ def broker_command(host: str, port: int) -> None:
     click.echo("The embedded broker has ended; what it had is gone.")
 
 
-#: Lines that are handed over at a time, each such chunk with its own timeout.
+#: Lines that are handed over at a time, at the most, each such chunk with its own timeout.
 _CHUNK = 1000
+#: Bytes that are read at a time, at the most.
+_READ = 2**20
 #: Failures that are told one by one.
 _TOLD = 10
 #: Bytes from which on the input is long, and a progress bar is shown to a person.
@@ -151,7 +152,7 @@ def _header(_context: click.Context, _param: click.Parameter, given: tuple[str, 
     type=_Seconds(min=0, min_open=True),
     default=10.0,
     show_default=True,
-    help="Seconds for a message; for each thousand lines, with --lines.",
+    help="Seconds for a message; with --lines, for what has come of them, up to a thousand at a time.",
 )
 @click.option("--config-prefix", default=None, help="Which Pika object, when the app has several.")
 @click.argument("file", type=click.File("rb"), default="-")
@@ -165,7 +166,7 @@ def publish_command(
     """Publish FILE, or standard input, and wait for the broker's confirms.
 
     Prints how many messages were confirmed. Exits 1 when one was not, with a line for each of the first ten
-    that says why.
+    that says why. With --lines, what has come is sent, though the input pauses; Ctrl-C ends it, with exit 1.
     """
     states = _states()
     if config_prefix is None and len(states) > 1:
@@ -177,38 +178,62 @@ def publish_command(
     def message(body: bytes) -> Message:
         return Message(body, **about)
 
-    confirmed = failed = number = 0
-    stopped = False
-    with _progress(file) as moved:
-        bodies = _lines(file) if lines else iter([file.read()])
-        while not stopped and (chunk := list(itertools.islice(bodies, _CHUNK))):
-            failures: list[Failure] = []
-            try:
-                report = publisher.publish_many(
-                    map(message, chunk), current_app.json.dumps, timeout, _CHUNK, retry=True
+    confirmed = failed = number = unknown = before = 0
+    stopped = interrupted = False
+    try:
+        with _progress(file) as moved:
+            chunks = _chunks(file) if lines else iter([[file.read()]])
+            while not stopped and (chunk := next(chunks, [])):
+                before, unknown = publisher.stats().confirmed, len(chunk)
+                failures: list[Failure] = []
+                try:
+                    report = publisher.publish_many(
+                        map(message, chunk), current_app.json.dumps, timeout, _CHUNK, retry=True
+                    )
+                except PublishManyFailed as exc:
+                    report = exc.report
+                    failures = list(report.failed)
+                # All at once: a Ctrl-C must find either all or nothing of it done.
+                confirmed, failed, unknown = (
+                    confirmed + report.confirmed,
+                    failed + len(chunk) - report.confirmed,
+                    0,
                 )
-            except PublishManyFailed as exc:
-                report = exc.report
-                failures = list(report.failed)
-            confirmed += report.confirmed
-            failed += len(chunk) - report.confirmed
-            for failure in failures[: max(0, _TOLD - failed + len(failures))]:
-                place = f"line {number + failure.index + 1}: " if lines else ""
-                click.echo(f"{place}{failure.error}", err=True)
-            # What is wrong with a message is wrong with that one; a broker that is away, with all.
-            stopped = any(isinstance(one.error, pika_errors.AMQPConnectionError) for one in failures)
-            number += len(chunk)
-            moved(sum(map(len, chunk)) + len(chunk))
-        stopped = stopped and next(bodies, None) is not None
-    more = "; the rest of the input was not read" if stopped else ""
+                for failure in failures[: max(0, _TOLD - failed + len(failures))]:
+                    place = f"line {number + failure.index + 1}: " if lines else ""
+                    click.echo(f"{place}{failure.error}", err=True)
+                # What is wrong with a message is wrong with that one; a broker that is away, with all.
+                stopped = any(isinstance(one.error, pika_errors.AMQPConnectionError) for one in failures)
+                number += len(chunk)
+                moved(sum(map(len, chunk)) + len(chunk))
+            stopped = stopped and next(chunks, None) is not None
+    except KeyboardInterrupt:
+        interrupted = True
+        if unknown:  # nothing else is published in this process
+            known = min(unknown, publisher.stats().confirmed - before)
+            confirmed, unknown = confirmed + known, unknown - known
+    more = f", {unknown} unknown" if unknown else ""
+    more += "; interrupted" if interrupted else ""
+    more += "; the rest of the input was not read" if stopped or interrupted else ""
     click.echo(f"{confirmed} confirmed, {failed} failed{more}")
-    if failed:
+    if failed or interrupted:
         raise SystemExit(1)
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    for line in file:
-        yield line.rstrip(b"\r\n")
+def _chunks(file: BinaryIO) -> Iterator[list[bytes]]:
+    """The lines that have come, a number of them at a time. A stream that pauses holds none of them back."""
+    read: Callable[[int], bytes] = getattr(file, "read1", file.read)
+    pieces: list[bytes] = []
+    while data := read(_READ):
+        first, *others = data.split(b"\n")
+        pieces.append(first)
+        if others:
+            lines = [line.rstrip(b"\r") for line in (b"".join(pieces), *others[:-1])]
+            pieces = others[-1:]
+            for start in range(0, len(lines), _CHUNK):
+                yield lines[start : start + _CHUNK]
+    if last := b"".join(pieces):
+        yield [last.rstrip(b"\r")]
 
 
 @contextlib.contextmanager
