@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any
 
 from flask import Flask, current_app, has_app_context
@@ -142,10 +143,16 @@ class Pika:
     ) -> Future[str]:
         """Publish a message, and return a future for its id at once.
 
-        Everything is as in :meth:`publish`, whose errors are the future's, except ``InvalidMessage`` and
-        ``PublisherFull``: those are raised here, the latter after waiting for room within the timeout. When
-        its deadline passes, a future has its error within a tenth of a second. Its callbacks run in the
-        publisher's thread, which they must not keep waiting. It cannot be cancelled.
+        Everything is as in :meth:`publish`, whose errors are the future's, once the message has its place
+        among those that are pending. What is wrong before that is raised here. When its deadline passes, a
+        future has its error within a tenth of a second. Its callbacks run in the publisher's thread, which
+        they must not keep waiting. It cannot be cancelled.
+
+        :raises InvalidMessage: AMQP cannot carry it.
+        :raises PublisherFull: there was no room until the deadline, which this waits for; and no connection,
+            ``BrokerUnavailable``, or a broker that takes no messages, ``BrokerBlocked``, when that is why.
+        :raises PublisherClosed: :meth:`close` was called.
+        :raises RuntimeError: a signal handler called it, which interrupted the publisher in its own thread.
         """
         state, dumps = self._publishing(timeout)
         message = _message(body, exchange, routing_key, mandatory, properties, named)
@@ -175,6 +182,22 @@ class Pika:
         _check_timeout(timeout)
         state = self._state()
         return state, (current_app if has_app_context() else self._apps()[0]).json.dumps
+
+    def record_messages(self) -> AbstractContextManager[list[Message]]:
+        """Record what the app publishes, instead of sending it, until the ``with`` block ends. For tests.
+
+        ::
+
+            with fpika.record_messages() as sent:
+                client.post("/orders", json={"id": 1})
+            assert sent[0].json == {"id": 1}
+
+        Nothing connects. What ``publish()``, ``submit()``, ``publish_many()`` and ``channel()`` are given, by
+        any thread, is in the list, and confirmed; what is wrong with a message raises as ever. Bodies are
+        bytes, properties a ``pika.BasicProperties`` with the defaults filled in. On the channels, everything
+        can be declared and nothing be got. Recordings may be nested: each has all.
+        """
+        return self._state().recordings.record()
 
     def stats(self) -> Stats:
         """The numbers of pool and publisher in this process: cheap, and without I/O."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,6 +68,26 @@ class Message:
         self.mandatory = mandatory
         self.properties = properties
         self.named = named
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The headers; empty when there are none."""
+        given = self.named.get("headers") if self.properties is None else self.properties.headers
+        return dict(given or {})
+
+    @property
+    def text(self) -> str:
+        """The body as text: bytes are UTF-8, and what is neither bytes nor text is JSON."""
+        if isinstance(self.body, str):
+            return self.body
+        if isinstance(self.body, (bytes, bytearray, memoryview)):
+            return bytes(self.body).decode()
+        return json.dumps(self.body)
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON has it."""
+        return json.loads(self.text)
 
     def __repr__(self) -> str:
         # Without the body, which may be a secret.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .config import PublisherSettings
 from .errors import FlaskPikaError, InvalidMessage, PublisherClosed, PublishManyFailed
@@ -48,23 +48,22 @@ class PublishReport:
 class Publisher:
     """Takes messages from any thread, and tells each caller what became of its own.
 
-    :param name: what operators see of its connection.
-    :param sender: the app, for signals.
+    :param nodes: of which the one with the shortest frames says how long properties may be.
+    :param make_outbox: what takes the messages, given their envelopes.
     """
 
     def __init__(
         self,
         settings: PublisherSettings,
         nodes: Sequence[Node],
-        name: str,
-        sender: Callable[[], Any] = lambda: None,
+        make_outbox: Callable[[Envelopes], Outbox],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._envelopes = Envelopes(min(node.frame_max for node in nodes))
         self._make_id = make_ids(os.urandom)
-        self._outbox = Outbox(settings, nodes, f"{name}: publisher", self._envelopes, sender, clock)
+        self._outbox = make_outbox(self._envelopes)
 
     def publish(
         self, message: Message, dumps: Callable[[object], str], timeout: float | None, retry: bool

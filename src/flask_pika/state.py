@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import logging
 import os
 import weakref
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask import Flask, g, has_app_context, has_request_context, request
 
@@ -16,11 +17,15 @@ from .connecting import Connected, connect, connection_name
 from .gate import Gate
 from .keeper import Keeper
 from .lease import PooledChannel
-from .outbox import PublisherStats
+from .outbox import Outbox, PublisherStats
 from .ping import Pong, ping
 from .pool import ChannelPool, PoolStats
 from .publisher import Publisher
+from .recordings import EVERY_APPS, Recordings
 from .slot import Slot
+
+if TYPE_CHECKING:
+    from .testing.recorder import Recorder
 
 logger = logging.getLogger("flask_pika.pool")
 
@@ -32,7 +37,7 @@ AT_EXIT = 1.0
 class Stats(PoolStats):
     """The pool's numbers, and the publisher's."""
 
-    publisher: PublisherStats  #: see :class:`flask_pika.publisher.PublisherStats`
+    publisher: PublisherStats  #: see :class:`flask_pika.PublisherStats`
 
 
 class _InProcess(NamedTuple):
@@ -55,6 +60,9 @@ class State:
         self._app_name = app.name
         self._context_key = f"_flask_pika_{prefix}"  # on g: the channels borrowed in this app context
         self._closed = False
+        #: Where this app's messages are kept instead of being sent.
+        self.recordings = Recordings()
+        self._recorded_by: Recorder | None = None
         # By process id: a child begins anew, before it takes a lock that the parent held at the fork.
         self._used: dict[int, _InProcess] = {}
         _states.add(self)
@@ -64,8 +72,20 @@ class State:
         return self._mine().pool
 
     def publisher(self) -> Publisher:
-        """This process's publisher; it connects when first used."""
-        return self._mine().publisher
+        """This process's publisher, which connects when first used; or what records in its stead."""
+        recorder = self._recorder()
+        return recorder.publisher if recorder is not None else self._mine().publisher
+
+    def _recorder(self) -> Recorder | None:
+        if not (self.recordings.lists or EVERY_APPS.lists):
+            return None
+        if self._recorded_by is None:
+            # Not an import statement at the top: it is for tests alone.
+            module = importlib.import_module("flask_pika.testing.recorder")
+            self._recorded_by = module.Recorder(
+                self.settings, self._app, lambda: (*self.recordings.lists, *EVERY_APPS.lists)
+            )
+        return self._recorded_by
 
     def _mine(self) -> _InProcess:
         return self._used.get(os.getpid()) or self._begin()
@@ -95,7 +115,13 @@ class State:
             label=label,
             on_open=lambda: keeper.start(pool),
         )
-        publisher = Publisher(settings.publisher, settings.nodes, name, self._app)
+        publisher = Publisher(
+            settings.publisher,
+            settings.nodes,
+            lambda envelopes: Outbox(
+                settings.publisher, settings.nodes, f"{name}: publisher", envelopes, self._app
+            ),
+        )
         # When the app is gone, their threads close what is left: the collector must not wait for a broker.
         finalizers = (weakref.finalize(self, keeper.stop), weakref.finalize(self, publisher.forsake))
         for finalizer in finalizers:
@@ -115,7 +141,8 @@ class State:
 
     def lend(self, timeout: float | None) -> PooledChannel:
         """A channel for this caller; it comes home with the app context, if there is one."""
-        pool = self.pool()
+        recorder = self._recorder()
+        pool = recorder.pool if recorder is not None else self.pool()
         if not has_app_context():
             return PooledChannel(pool).borrow(timeout)
         lent: dict[PooledChannel, str] = g.setdefault(self._context_key, {})

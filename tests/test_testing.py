@@ -1,0 +1,211 @@
+"""The testing kit: what an app publishes, recorded instead of sent, and the fixtures for pytest."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pika
+import pytest
+from flask import Flask, request
+
+from flask_pika import ChannelReturned, InvalidMessage, Message, Pika, PoolTimeout, PublishManyFailed, signals
+from flask_pika.broker import Broker
+from flask_pika.testing import record_messages
+from tests.conftest import make_app
+from tools.rabbitmq_node import free_port
+
+
+def unreachable(pool: dict[str, object] | None = None) -> tuple[Flask, Pika]:
+    """An app whose broker is away: whatever connects, fails."""
+    return make_app({"host": "127.0.0.1", "port": free_port()}, pool)
+
+
+def test_every_way_to_publish_is_recorded_and_nothing_connects() -> None:
+    _app, fpika = unreachable()
+    with fpika.record_messages() as sent:
+        first = fpika.publish({"id": 1}, exchange="orders", routing_key="created", headers={"tenant": "a"})
+        assert fpika.submit("text", routing_key="queue").result(0)
+        report = fpika.publish_many(Message(b"%d" % n, routing_key="many") for n in range(3))
+        with fpika.channel() as ch:
+            ch.basic_publish("raw", "key", b"raw", pika.BasicProperties(app_id="shop"))
+    assert report.confirmed == 3
+    assert [message.routing_key for message in sent] == ["created", "queue", "many", "many", "many", "key"]
+    assert (sent[0].json, sent[0].exchange, sent[0].headers) == ({"id": 1}, "orders", {"tenant": "a"})
+    assert sent[0].properties is not None
+    assert (sent[0].properties.message_id, sent[0].properties.delivery_mode) == (first, 2)
+    assert sent[0].properties.content_type == "application/json"
+    assert (sent[1].text, sent[1].body, sent[1].headers) == ("text", b"text", {})
+    assert sent[5].properties is not None
+    assert (sent[5].exchange, sent[5].body, sent[5].properties.app_id) == ("raw", b"raw", "shop")
+    stats = fpika.stats()
+    assert (stats.opened, stats.publisher.state, stats.publisher.confirmed) == (0, "stopped", 0)
+
+
+def test_what_is_wrong_is_an_error_still_and_not_recorded() -> None:
+    _app, fpika = unreachable()
+    with fpika.record_messages() as sent:
+        with pytest.raises(InvalidMessage, match="priority"):
+            fpika.publish(b"", priority=300)
+        with pytest.raises(PublishManyFailed) as caught:
+            fpika.publish_many([Message(b"good"), Message(object())])
+        with fpika.channel() as ch, pytest.raises(TypeError):
+            ch.basic_publish("")  # type: ignore[call-arg]
+    assert [failure.index for failure in caught.value.report.failed] == [1]
+    assert [message.body for message in sent] == [b"good"]
+
+
+def test_an_outer_recording_has_what_an_inner_one_has() -> None:
+    _app, fpika = unreachable()
+    with fpika.record_messages() as outer:
+        fpika.publish(b"1")
+        with fpika.record_messages() as inner, record_messages() as everyones:
+            fpika.publish(b"2")
+        fpika.publish(b"3")
+    assert [message.body for message in outer] == [b"1", b"2", b"3"]
+    assert [message.body for message in inner] == [message.body for message in everyones] == [b"2"]
+
+
+def test_other_threads_are_recorded_too() -> None:
+    app, fpika = unreachable({"pool_size": 2, "pool_timeout": 30})
+
+    def work(number: int) -> None:
+        with app.app_context():
+            for _ in range(50):
+                fpika.publish(b"%d" % number)
+                with fpika.channel() as ch:
+                    ch.basic_publish("", "q", b"%d" % number)
+
+    with fpika.record_messages() as sent:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert sorted(message.text for message in sent) == sorted(str(n) for n in range(8) for _ in range(100))
+
+
+def test_a_recording_is_of_one_app_alone() -> None:
+    _app, fpika = unreachable()
+    with Broker() as broker:
+        _other, second = make_app(broker.url, name="second")
+        with fpika.record_messages() as sent:
+            second.publish(b"sent", mandatory=False)
+            fpika.publish(b"kept")
+        assert [message.body for message in sent] == [b"kept"]
+        second.close()
+
+
+def test_after_the_recording_messages_are_sent_again() -> None:
+    with Broker() as broker:
+        _app, fpika = make_app(broker.url, {"pool_size": 1})
+        with fpika.channel() as ch:
+            ch.queue_declare("q")
+        with fpika.record_messages():
+            fpika.publish(b"kept", routing_key="q")
+        fpika.publish(b"sent", routing_key="q")
+        assert [message.body for message in broker.queues["q"].messages] == [b"sent"]
+        fpika.close()
+
+
+def test_signals_tell_of_what_is_recorded() -> None:
+    app, fpika = unreachable()
+    heard: list[str] = []
+
+    def on_published(_sender: object, message_id: str, **_: object) -> None:
+        heard.append(message_id)
+
+    with signals.published.connected_to(on_published, app), fpika.record_messages():
+        ids = [fpika.publish(b""), fpika.submit(b"").result(0)]
+    assert heard == ids
+
+
+def test_recorded_channels_are_lent_and_returned_as_others() -> None:
+    app, fpika = unreachable({"pool_size": 1})
+    kept: list[Any] = []
+
+    @app.get("/")
+    def forget() -> str:
+        kept.append(fpika.channel())
+        return "ok"
+
+    with fpika.record_messages():
+        for _ in range(2):  # the first one came home with its context
+            assert app.test_client().get("/").status_code == 200
+        with pytest.raises(ChannelReturned):
+            kept[0].basic_publish("", "q", b"")
+        with fpika.channel(), pytest.raises(PoolTimeout):
+            fpika.channel(timeout=0)
+
+
+def test_a_recorded_channel_takes_whatever_a_publisher_says() -> None:
+    _app, fpika = unreachable()
+    with fpika.record_messages() as sent, fpika.channel() as ch:
+        ch.exchange_declare("e", "topic", durable=True)
+        assert ch.queue_declare("q", durable=True).method.queue == "q"
+        assert ch.queue_declare("", exclusive=True).method.queue
+        ch.queue_bind("q", "e", "#")
+        ch.basic_qos(prefetch_count=1)
+        ch.confirm_delivery()
+        assert ch.basic_get("q") == (None, None, None)
+        assert ch.queue_purge("q").method.message_count == 0
+        assert ch.connection.is_open
+        ch.queue_unbind("q", "e", "#")
+        ch.queue_delete("q")
+        ch.exchange_delete("e")
+        with pytest.raises(RuntimeError, match="pika_broker"):
+            ch.basic_consume("q", lambda *_: None)
+    with fpika.record_messages() as sent, fpika.channel() as ch:
+        ch.tx_select()
+        ch.basic_publish("", "q", "committed")
+        ch.tx_commit()
+        ch.basic_publish("", "q", "rolled back")
+        ch.tx_rollback()
+    assert [message.text for message in sent] == ["committed"]
+
+
+def test_a_message_is_read_however_it_was_given() -> None:
+    assert Message({"a": 1}).json == Message('{"a": 1}').json == Message(b'{"a": 1}').json == {"a": 1}
+    assert Message({"a": 1}).text == '{"a": 1}'
+    assert Message("é").text == Message("é".encode()).text == "é"
+    assert Message(b"", headers={"a": 1}).headers == {"a": 1}
+    assert Message(b"", properties=pika.BasicProperties(headers={"a": 1})).headers == {"a": 1}
+    assert Message(b"").headers == Message(b"", properties=pika.BasicProperties()).headers == {}
+
+
+# As in docs/testing.md: the tests of a small app.
+
+
+def create_app(broker_url: str) -> Flask:
+    app = Flask("shop")
+    app.config["FLASK_PIKA_PARAMS"] = broker_url
+    fpika = Pika(app)
+
+    @app.post("/orders")
+    def order() -> tuple[dict[str, str], int]:
+        return {"id": fpika.publish(request.get_json(), routing_key="orders")}, 202
+
+    return app
+
+
+def test_the_fixture_for_messages_records_every_app(pika_messages: list[Message]) -> None:
+    client = create_app("amqp://rabbit.example").test_client()
+    assert client.post("/orders", json={"item": "tea"}).status_code == 202
+    assert [message.json for message in pika_messages] == [{"item": "tea"}]
+
+
+def test_the_fixture_for_a_broker_is_a_fresh_one(pika_broker: Broker) -> None:
+    assert list(pika_broker.queues) == []
+    with pika.BlockingConnection(pika.URLParameters(pika_broker.url)) as connection:
+        connection.channel().queue_declare("orders")
+        client = create_app(pika_broker.url).test_client()
+        assert client.post("/orders", json={"item": "tea"}).status_code == 202
+        (message,) = pika_broker.queues["orders"].wait_for(1)
+    assert message.json == {"item": "tea"}
+
+
+@pytest.mark.pika_broker(users={"me": "secret"}, virtual_hosts=["shop"])
+def test_a_marker_says_how_the_broker_is_to_be(pika_broker: Broker) -> None:
+    assert pika_broker.url == f"amqp://me:secret@127.0.0.1:{pika_broker.port}/shop"
+    with pika.BlockingConnection(pika.URLParameters(pika_broker.url)) as connection:
+        assert connection.is_open
