@@ -327,6 +327,19 @@ def test_a_full_publisher_says_so_in_time_and_serves_in_order(fragile_node: Rabb
     assert fpika.stats().publisher.pending == 0
 
 
+def test_submit_says_itself_why_there_was_no_room() -> None:
+    fpika = publishing({"host": "127.0.0.1", "port": free_port()}, max_messages=1, drain_timeout=0.1)
+    first = fpika.submit(b"", timeout=60)
+    wait_for(lambda: fpika.stats().publisher.state == "backing off", "the broker is away")
+    with pytest.raises(BrokerUnavailable, match="connection refused"):
+        fpika.submit(b"", timeout=0.1)
+    fpika.close()
+    for verb in (fpika.publish, fpika.submit):
+        with pytest.raises(PublisherClosed):
+            verb(b"")
+    assert isinstance(first.exception(0), BrokerUnavailable)
+
+
 def test_bytes_are_bounded_too(fragile_node: RabbitMQNode) -> None:
     fpika = publishing(fragile_node.params, max_bytes=10_000)
     fpika.publish(b"", mandatory=False)
