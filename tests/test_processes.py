@@ -563,7 +563,7 @@ def test_the_demo_shows_the_main_job(node: RabbitMQNode, tmp_path: Path) -> None
     wait_for(lambda: not left_behind(tmp_path), "nothing is left behind")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_demo_that_is_interrupted_stops_what_it_started(
     node: RabbitMQNode, tmp_path: Path, number: signal.Signals
 ) -> None:

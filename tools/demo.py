@@ -85,7 +85,9 @@ def call(method: str, url: str, body: bytes | None = None) -> tuple[int, dict[st
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped then, too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what was started is stopped then, too
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     began = time.monotonic()
     say("Flask-Pika: a Flask app publishes and gets messages through a real RabbitMQ.\n")
     say("1. A private RabbitMQ node starts, for this demo alone ...")

@@ -55,14 +55,15 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back, which could strike between a process's start and the note of it."""
+    """Hold back what ends a program, which could strike between a process's start and the note of it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
     kept = {
         number: signal.signal(number, lambda number, _frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield
