@@ -34,7 +34,7 @@ bench:  ## measure the pool and the publisher beside SQLAlchemy, raw pika and a 
 	@scripts/ensure-rabbitmq
 	@scripts/make-venv $(PYTHON) $(VENV) bench
 	@$(VENV)/bin/python -m benchmarks.pool
-	@$(VENV)/bin/python -m benchmarks.publishing
+	@$(VENV)/bin/python -m benchmarks.publishing --memory
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venvs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
