@@ -22,6 +22,7 @@ from flask_pika import (
 )
 from tests.conftest import wait_for
 from tests.test_publisher import _keep_apps, contents, plain, publishing  # noqa: F401 - a fixture
+from tools.proxy import Proxy
 from tools.rabbitmq_node import RabbitMQNode
 
 
@@ -110,30 +111,36 @@ def test_a_broker_that_is_restarted_again_and_again_loses_nothing(
     assert len(lines) == 10, "one line when it goes, and one when it is back"
 
 
-def test_a_peer_that_goes_silent_is_noticed_and_another_node_takes_over(
-    fragile_node: RabbitMQNode, node: RabbitMQNode
+def test_a_connection_that_goes_silent_without_an_end_is_noticed_and_the_other_node_takes_over(
+    fragile_node: RabbitMQNode, node: RabbitMQNode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    params = [{**fragile_node.params, "heartbeat": 2, "stack_timeout": 2}]
-    fpika = publishing(params, timeout=60)
-    for one in (fragile_node, node):
+    nodes = (fragile_node, node)
+    for one in nodes:
         with plain(one) as ch:
             ch.queue_declare("everywhere")
-    fpika.publish(b"1", routing_key="everywhere")
-    # The list is read when a round of attempts begins: from now on there is a second node.
-    link = _apps_link(fpika)
-    link._nodes = (*link._nodes, *_apps_link(publishing(node.params))._nodes)
-    with fragile_node.frozen():
-        fpika.publish(b"2", routing_key="everywhere")
-        assert fpika.stats().publisher.reconnects >= 1
-    assert b"2" in contents(node, "everywhere")
-    fpika.close()
-    for one in (fragile_node, node):
+            ch.queue_purge("everywhere")
+    with Proxy(fragile_node.port) as first, Proxy(node.port) as second:
+        about = {"heartbeat": 2, "stack_timeout": 5}
+        fpika = publishing([{**node.params, **about, "port": proxy.port} for proxy in (first, second)])
+        with Load(fpika, 4, routing_key="everywhere", timeout=60) as load:
+            load.goes_on()
+            used, spare = (first, second) if first.connections else (second, first)
+            assert (used.connections, spare.connections) == (1, 0)
+            used.silence()
+            load.goes_on()
+            assert spare.connections >= 1
+        stats = fpika.stats().publisher
+        fpika.close()
+    assert not load.errors, "a caller with time left saw it"
+    assert stats.reconnects >= 1
+    assert stats.pending == 0
+    # By the link itself: pika would have taken up to three times as long.
+    assert "RabbitMQ has been silent for 2 s" in caplog.text
+    there = {body.decode() for one in nodes for body in contents(one, "everywhere")}
+    assert not set(load.confirmed) - there, "confirmed, and lost"
+    for one in nodes:
         with plain(one) as ch:
             ch.queue_delete("everywhere")
-
-
-def _apps_link(fpika: Pika) -> Any:
-    return fpika._state().publisher()._outbox._link
 
 
 def test_an_exchange_that_is_deleted_under_load_fails_its_own_messages_alone(
