@@ -1,4 +1,4 @@
-"""A TCP proxy that can go silent: it swallows what comes and closes nothing, as a network that drops it all."""
+"""A TCP proxy that can go silent: it swallows what comes, and closes nothing, as a network that loses it."""
 
 from __future__ import annotations
 

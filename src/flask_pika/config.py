@@ -72,7 +72,7 @@ class Settings:
 
 
 def read_settings(config: Mapping[str, Any], prefix: str) -> Settings:
-    """Read ``<prefix>_PARAMS`` and ``<prefix>_POOL_PARAMS``; ``config`` is left as it is.
+    """Read ``<prefix>_PARAMS``, ``_POOL_PARAMS`` and ``_PUBLISHER_PARAMS``; ``config`` is left as it is.
 
     :raises ConfigError: names the key, what was expected, and the nearest key that exists.
     """
