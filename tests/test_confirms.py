@@ -688,6 +688,7 @@ def interrupted_at(number: int, call: Callable[[], object]) -> bool:
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for one such frame when tracing begins
     sys.settrace(trace)
     try:
         call()

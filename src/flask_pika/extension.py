@@ -33,8 +33,9 @@ class Pika:
             ch.basic_publish(exchange="", routing_key="queue", body="message")
 
     :param app: call :meth:`init_app` on it.
-    :param config_prefix: the configuration is read from ``<prefix>_PARAMS`` and ``<prefix>_POOL_PARAMS``. A
-        second object with a prefix of its own serves a second broker in the same app.
+    :param config_prefix: the configuration is read from ``<prefix>_PARAMS``, ``<prefix>_POOL_PARAMS`` and
+        ``<prefix>_PUBLISHER_PARAMS``. A second object with a prefix of its own serves a second broker in the
+        same app.
     """
 
     def __init__(self, app: Flask | None = None, *, config_prefix: str = DEFAULT_PREFIX) -> None:
