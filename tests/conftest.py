@@ -15,12 +15,30 @@ from flask import Flask
 
 from flask_pika import Pika, pika_internals
 from flask_pika.state import all_states
+from tools.embedded_node import EmbeddedNode
 from tools.rabbitmq_node import RabbitMQNode, programs
 
+#: A broker that neither dies nor is configured: a real one, or the embedded one.
+Node = RabbitMQNode | EmbeddedNode
 LOUD = "RabbitMQ is not installed: THE TESTS THAT NEED IT WERE SKIPPED. Run scripts/ensure-rabbitmq"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--everyday",
+        choices=("rabbitmq", "embedded"),
+        default="embedded" if programs() is None and not os.environ.get("CI") else "rabbitmq",
+        help="the broker for tests of everyday use; those of outages are on RabbitMQ anyway",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # RabbitMQ keeps its own contract, whichever Python asks: where the everyday tests are on the embedded
+    # broker, that one alone is looked at.
+    embedded = config.getoption("--everyday") == "embedded"
+    left_out = [item for item in items if embedded and "[rabbitmq" in item.name]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
     for item in items:
         if {"node", "fragile_node", "tls_node"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.broker)
@@ -44,6 +62,16 @@ def node() -> Iterator[RabbitMQNode]:
     """A RabbitMQ node that stays up."""
     with RabbitMQNode() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def everyday(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A broker that stays up, for tests to which it does not matter which one it is: see ``--everyday``."""
+    if request.config.getoption("--everyday") == "rabbitmq":
+        yield request.getfixturevalue("node")
+    else:
+        with EmbeddedNode() as started:
+            yield started
 
 
 @pytest.fixture(scope="session")

@@ -18,16 +18,15 @@ from pika import exceptions as pika_errors
 
 from flask_pika import ChannelReturned, PoolClosed, PooledChannel, PoolTimeout, SetupError
 from flask_pika import Pika as FPika
-from tests.conftest import make_app, wait_for
-from tools.rabbitmq_node import RabbitMQNode
+from tests.conftest import Node, make_app, wait_for
 
 POOL: dict[str, object] = {"pool_size": 2}
 
 
 @pytest.fixture
-def queue(node: RabbitMQNode) -> str:
+def queue(everyday: Node) -> str:
     """An empty, durable queue."""
-    connection = pika.BlockingConnection(pika.URLParameters(node.url))
+    connection = pika.BlockingConnection(pika.URLParameters(everyday.url))
     channel = connection.channel()
     channel.queue_delete("work")
     channel.queue_declare("work", durable=True)
@@ -35,7 +34,7 @@ def queue(node: RabbitMQNode) -> str:
     return "work"
 
 
-def contents(node: RabbitMQNode, queue: str) -> list[bytes]:
+def contents(node: Node, queue: str) -> list[bytes]:
     """What is in a queue, taken out by a connection of its own."""
     connection = pika.BlockingConnection(pika.URLParameters(node.url))
     try:
@@ -48,13 +47,13 @@ def contents(node: RabbitMQNode, queue: str) -> list[bytes]:
         connection.close()
 
 
-def test_the_original_api_to_the_letter(node: RabbitMQNode, queue: str) -> None:
+def test_the_original_api_to_the_letter(everyday: Node, queue: str) -> None:
     app = Flask("original")
     app.config["FLASK_PIKA_PARAMS"] = {
         "host": "127.0.0.1",
         "username": "guest",
         "password": "guest",
-        "port": node.port,
+        "port": everyday.port,
         "virtual_host": "/",
     }
     app.config["FLASK_PIKA_POOL_PARAMS"] = {"pool_size": 8, "pool_recycle": 600}
@@ -75,14 +74,14 @@ def test_the_original_api_to_the_letter(node: RabbitMQNode, queue: str) -> None:
 
 
 @pytest.mark.parametrize("pool", [None, POOL], ids=["unpooled", "pooled"])
-def test_publish_and_get(node: RabbitMQNode, queue: str, pool: dict[str, object] | None) -> None:
-    _app, fpika = make_app(node.params, pool)
+def test_publish_and_get(everyday: Node, queue: str, pool: dict[str, object] | None) -> None:
+    _app, fpika = make_app(everyday.params, pool)
     for number in range(20):
         with fpika.channel() as ch:
             ch.basic_publish("", queue, b"%d" % number)
     # Its channels are not in confirm mode: a question on the same channel comes after the publishes.
     wait_for(lambda: depth(fpika, queue) == 20, "20 messages")
-    assert contents(node, queue) == [b"%d" % number for number in range(20)]
+    assert contents(everyday, queue) == [b"%d" % number for number in range(20)]
     assert fpika.stats().opened == (1 if pool else fpika.stats().opened)
 
 
@@ -91,26 +90,28 @@ def depth(fpika: FPika, queue: str) -> int:
         return int(ch.queue_declare(queue, passive=True).method.message_count)
 
 
-def test_unpooled_a_return_closes_the_connection(node: RabbitMQNode, both_ways: str) -> None:
-    _app, fpika = make_app({**node.params, "client_properties": {"connection_name": f"unpooled-{both_ways}"}})
+def test_unpooled_a_return_closes_the_connection(everyday: Node, both_ways: str) -> None:
+    _app, fpika = make_app(
+        {**everyday.params, "client_properties": {"connection_name": f"unpooled-{both_ways}"}}
+    )
     with fpika.channel() as ch:
         assert ch.is_open
-        assert node.connections().count(f"unpooled-{both_ways}") == 1
+        assert everyday.connections().count(f"unpooled-{both_ways}") == 1
     assert fpika.stats().open == 0
-    wait_for(lambda: f"unpooled-{both_ways}" not in node.connections(), "the connection is closed")
+    wait_for(lambda: f"unpooled-{both_ways}" not in everyday.connections(), "the connection is closed")
 
 
-def test_an_operator_recognises_the_connections(node: RabbitMQNode) -> None:
+def test_an_operator_recognises_the_connections(everyday: Node) -> None:
     import os
     import socket
 
-    _app, fpika = make_app(node.params, POOL, name="webshop")
+    _app, fpika = make_app(everyday.params, POOL, name="webshop")
     with fpika.channel():
-        assert f"webshop on {socket.gethostname()} (pid {os.getpid()})" in node.connections()
+        assert f"webshop on {socket.gethostname()} (pid {os.getpid()})" in everyday.connections()
 
 
-def test_no_channel_is_ever_with_two_borrowers(node: RabbitMQNode) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 4})
+def test_no_channel_is_ever_with_two_borrowers(everyday: Node) -> None:
+    _app, fpika = make_app(everyday.params, {"pool_size": 4})
     users: dict[int, int] = {}
     doubles = []
 
@@ -139,8 +140,8 @@ def test_no_channel_is_ever_with_two_borrowers(node: RabbitMQNode) -> None:
     assert stats.discarded == 16 * 5
 
 
-def test_a_full_pool_names_who_holds_it(node: RabbitMQNode) -> None:
-    app, fpika = make_app(node.params, {"pool_size": 1})
+def test_a_full_pool_names_who_holds_it(everyday: Node) -> None:
+    app, fpika = make_app(everyday.params, {"pool_size": 1})
 
     @app.get("/")
     def holder() -> str:
@@ -155,8 +156,8 @@ def test_a_full_pool_names_who_holds_it(node: RabbitMQNode) -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "1", True])
-def test_a_timeout_that_is_none_is_refused(node: RabbitMQNode, timeout: Any) -> None:
-    _app, fpika = make_app(node.params, POOL)
+def test_a_timeout_that_is_none_is_refused(everyday: Node, timeout: Any) -> None:
+    _app, fpika = make_app(everyday.params, POOL)
     with pytest.raises(ValueError, match="timeout"):
         fpika.channel(timeout=timeout)
 
@@ -241,9 +242,9 @@ LEAVE = [value for name, value in sorted(globals().items()) if name.startswith("
     ],
 )
 def test_nothing_of_one_borrower_reaches_the_next(
-    node: RabbitMQNode, queue: str, leave: Callable[[Any, str], None], confirm: bool, both_ways: str
+    everyday: Node, queue: str, leave: Callable[[Any, str], None], confirm: bool, both_ways: str
 ) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 1, "confirm_delivery": confirm})
+    _app, fpika = make_app(everyday.params, {"pool_size": 1, "confirm_delivery": confirm})
     with fpika.channel() as ch:
         ch.basic_publish("", queue, b"first")
     with fpika.channel() as ch:
@@ -264,14 +265,14 @@ def test_nothing_of_one_borrower_reaches_the_next(
                 ch.basic_get("")
     # Not somebody's unacked delivery, uncommitted publish or exclusive queue.
     wait_for(lambda: depth(fpika, queue) == 4, "four messages, all ready")
-    assert contents(node, queue).count(b"next") == 3
+    assert contents(everyday, queue).count(b"next") == 3
     with pytest.raises(pika_errors.ChannelClosedByBroker, match="NOT_FOUND"), fpika.channel() as ch:
         ch.queue_declare("mine-alone", passive=True)
     assert fpika.stats().open == 1
 
 
-def test_a_channel_costs_a_channel_and_not_a_connection(node: RabbitMQNode, queue: str) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 1})
+def test_a_channel_costs_a_channel_and_not_a_connection(everyday: Node, queue: str) -> None:
+    _app, fpika = make_app(everyday.params, {"pool_size": 1})
     for leave in (leave_confirm_mode, leave_closed_by_404, leave_consumer, leave_closed):
         with fpika.channel() as ch:
             leave(ch, queue)
@@ -285,18 +286,18 @@ def test_a_channel_costs_a_channel_and_not_a_connection(node: RabbitMQNode, queu
     assert (fpika.stats().opened, fpika.stats().discarded) == (2, 1)
 
 
-def test_confirmed_channels_tell_what_became_of_the_message(node: RabbitMQNode, queue: str) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 1, "confirm_delivery": True})
+def test_confirmed_channels_tell_what_became_of_the_message(everyday: Node, queue: str) -> None:
+    _app, fpika = make_app(everyday.params, {"pool_size": 1, "confirm_delivery": True})
     with pytest.raises(pika_errors.UnroutableError), fpika.channel() as ch:
         ch.basic_publish("", "no-such-queue", b"x", mandatory=True)
     with fpika.channel() as ch:
         ch.basic_publish("", queue, b"x", mandatory=True)
-    assert contents(node, queue) == [b"x"]
+    assert contents(everyday, queue) == [b"x"]
     assert fpika.stats().opened == 1, "a returned message does not cost the connection"
 
 
-def test_an_interrupted_confirm_does_not_vouch_for_the_next_message(node: RabbitMQNode, queue: str) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 1, "confirm_delivery": True})
+def test_an_interrupted_confirm_does_not_vouch_for_the_next_message(everyday: Node, queue: str) -> None:
+    _app, fpika = make_app(everyday.params, {"pool_size": 1, "confirm_delivery": True})
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -313,8 +314,8 @@ def test_an_interrupted_confirm_does_not_vouch_for_the_next_message(node: Rabbit
     assert fpika.stats().opened == 2
 
 
-def test_a_get_and_its_ack_cost_nothing(node: RabbitMQNode, queue: str) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 1})
+def test_a_get_and_its_ack_cost_nothing(everyday: Node, queue: str) -> None:
+    _app, fpika = make_app(everyday.params, {"pool_size": 1})
     for _ in range(3):
         with fpika.channel() as ch:
             ch.basic_publish("", queue, b"x")
@@ -328,16 +329,16 @@ def test_a_get_and_its_ack_cost_nothing(node: RabbitMQNode, queue: str) -> None:
         with fpika.channel() as ch:
             assert ch.__dict__["_slot"].channel is raw, "the same channel, not a new one"
             assert ch.channel_number == number
-    assert contents(node, queue) == []
+    assert contents(everyday, queue) == []
 
 
 # Contexts and apps
 
 
 def test_a_forgotten_channel_comes_home_with_the_app_context(
-    node: RabbitMQNode, caplog: pytest.LogCaptureFixture
+    everyday: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 10})
+    app, fpika = make_app(everyday.params, {"pool_size": 1, "pool_timeout": 10})
     kept = []
 
     @app.get("/forget")
@@ -358,8 +359,8 @@ def test_a_forgotten_channel_comes_home_with_the_app_context(
     assert fpika.stats().opened == 1
 
 
-def test_a_view_that_raises_loses_no_channel(node: RabbitMQNode) -> None:
-    app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 10})
+def test_a_view_that_raises_loses_no_channel(everyday: Node) -> None:
+    app, fpika = make_app(everyday.params, {"pool_size": 1, "pool_timeout": 10})
 
     @app.get("/fail")
     def fail() -> str:
@@ -371,10 +372,10 @@ def test_a_view_that_raises_loses_no_channel(node: RabbitMQNode) -> None:
     assert (fpika.stats().opened, fpika.stats().in_use) == (1, 0)
 
 
-def test_a_long_app_context_remembers_only_what_is_lent(node: RabbitMQNode) -> None:
+def test_a_long_app_context_remembers_only_what_is_lent(everyday: Node) -> None:
     from flask import g
 
-    app, fpika = make_app(node.params, POOL)
+    app, fpika = make_app(everyday.params, POOL)
     with app.app_context():
         for _ in range(100):
             with fpika.channel():
@@ -383,9 +384,9 @@ def test_a_long_app_context_remembers_only_what_is_lent(node: RabbitMQNode) -> N
 
 
 def test_dropped_channels_come_home_without_a_context(
-    node: RabbitMQNode, caplog: pytest.LogCaptureFixture
+    everyday: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 1, "pool_timeout": 5})
+    _app, fpika = make_app(everyday.params, {"pool_size": 1, "pool_timeout": 5})
     for _ in range(3):
         fpika.channel().basic_publish("", "nowhere", b"x")
         gc.collect()
@@ -395,15 +396,15 @@ def test_dropped_channels_come_home_without_a_context(
     assert "never returned" in caplog.text
 
 
-def test_unpooled_dropped_channels_come_home_too(node: RabbitMQNode) -> None:
-    _app, fpika = make_app({**node.params, "heartbeat": 1})
+def test_unpooled_dropped_channels_come_home_too(everyday: Node) -> None:
+    _app, fpika = make_app({**everyday.params, "heartbeat": 1})
     fpika.channel().queue_declare("dropped", exclusive=True)
     gc.collect()
     wait_for(lambda: fpika.stats().open == 0, "the channel is closed by itself")
 
 
-def test_consuming_from_a_channel_that_nobody_else_holds(node: RabbitMQNode, queue: str) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 1})
+def test_consuming_from_a_channel_that_nobody_else_holds(everyday: Node, queue: str) -> None:
+    _app, fpika = make_app(everyday.params, {"pool_size": 1})
     with fpika.channel() as ch:
         for number in range(3):
             ch.basic_publish("", queue, b"%d" % number)
@@ -422,8 +423,8 @@ def test_consuming_from_a_channel_that_nobody_else_holds(node: RabbitMQNode, que
         assert ch.basic_get(queue)[0] is None
 
 
-def test_a_callback_may_return_the_channel_that_it_was_given(node: RabbitMQNode, queue: str) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 1})
+def test_a_callback_may_return_the_channel_that_it_was_given(everyday: Node, queue: str) -> None:
+    _app, fpika = make_app(everyday.params, {"pool_size": 1})
 
     def on_message(channel: PooledChannel, method: Any, properties: Any, body: bytes) -> None:
         channel.queue_declare("of-the-callback", exclusive=True)
@@ -439,8 +440,8 @@ def test_a_callback_may_return_the_channel_that_it_was_given(node: RabbitMQNode,
         ch.queue_declare("of-the-callback", passive=True)
 
 
-def test_a_message_that_comes_back_does_not_reach_the_next_borrower(node: RabbitMQNode) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 1})
+def test_a_message_that_comes_back_does_not_reach_the_next_borrower(everyday: Node) -> None:
+    _app, fpika = make_app(everyday.params, {"pool_size": 1})
     came_back: list[bytes] = []
     for _ in range(5):
         with fpika.channel() as ch:
@@ -452,8 +453,8 @@ def test_a_message_that_comes_back_does_not_reach_the_next_borrower(node: Rabbit
     assert not came_back
 
 
-def test_a_channel_whose_owner_and_another_thread_called_comes_home(node: RabbitMQNode) -> None:
-    _app, fpika = make_app(node.params, {"pool_size": 1})
+def test_a_channel_whose_owner_and_another_thread_called_comes_home(everyday: Node) -> None:
+    _app, fpika = make_app(everyday.params, {"pool_size": 1})
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -482,20 +483,20 @@ def test_a_channel_whose_owner_and_another_thread_called_comes_home(node: Rabbit
 
 
 @pytest.mark.parametrize("params", [{"host": "localhost"}, {"host": "127.0.0.1"}])
-def test_a_timeout_may_be_as_long_as_anybody_likes(node: RabbitMQNode, params: dict[str, object]) -> None:
-    _app, fpika = make_app({**node.params, **params}, {"pool_size": 1, "pool_timeout": 1e10})
+def test_a_timeout_may_be_as_long_as_anybody_likes(everyday: Node, params: dict[str, object]) -> None:
+    _app, fpika = make_app({**everyday.params, **params}, {"pool_size": 1, "pool_timeout": 1e10})
     with fpika.channel():
         pass
 
 
-def test_one_app_needs_no_context_and_several_do(node: RabbitMQNode) -> None:
+def test_one_app_needs_no_context_and_several_do(everyday: Node) -> None:
     fpika = FPika()
     with pytest.raises(SetupError, match="init_app"):
         fpika.channel()
     apps: list[Flask] = []
     for name in ("one", "two"):
         app = Flask(name)
-        app.config["FLASK_PIKA_PARAMS"] = node.params
+        app.config["FLASK_PIKA_PARAMS"] = everyday.params
         app.config["FLASK_PIKA_POOL_PARAMS"] = {"pool_size": 1 + len(apps)}
         fpika.init_app(app)
         apps.append(app)
@@ -508,15 +509,15 @@ def test_one_app_needs_no_context_and_several_do(node: RabbitMQNode) -> None:
         assert fpika.stats().size == 1
     with apps[1].app_context(), fpika.channel() as ch:
         assert fpika.stats().size == 2
-        assert "two on " in " ".join(node.connections())
+        assert "two on " in " ".join(everyday.connections())
     fpika.return_channel(ch)  # knows where it belongs
     stranger = Flask("stranger")
     with stranger.app_context(), pytest.raises(SetupError, match="'stranger'"):
         fpika.channel()
 
 
-def test_init_app_twice_is_an_error_and_changes_nothing(node: RabbitMQNode) -> None:
-    app, fpika = make_app(node.params, POOL)
+def test_init_app_twice_is_an_error_and_changes_nothing(everyday: Node) -> None:
+    app, fpika = make_app(everyday.params, POOL)
     with pytest.raises(RuntimeError, match="before"):
         fpika.init_app(app)
     with pytest.raises(RuntimeError, match="config_prefix"):
@@ -525,8 +526,8 @@ def test_init_app_twice_is_an_error_and_changes_nothing(node: RabbitMQNode) -> N
         pass
 
 
-def test_an_object_does_not_borrow_from_anothers_pool_by_the_same_prefix(node: RabbitMQNode) -> None:
-    app, fpika = make_app(node.params, POOL)
+def test_an_object_does_not_borrow_from_anothers_pool_by_the_same_prefix(everyday: Node) -> None:
+    app, fpika = make_app(everyday.params, POOL)
     other = FPika()
     with app.app_context():
         with pytest.raises(SetupError, match="another with the same prefix; call init_app"):
@@ -535,10 +536,10 @@ def test_an_object_does_not_borrow_from_anothers_pool_by_the_same_prefix(node: R
             pass
 
 
-def test_two_brokers_in_one_app(node: RabbitMQNode) -> None:
+def test_two_brokers_in_one_app(everyday: Node) -> None:
     app = Flask("two")
-    app.config["FLASK_PIKA_PARAMS"] = node.params
-    app.config["AUDIT_PIKA_PARAMS"] = node.url
+    app.config["FLASK_PIKA_PARAMS"] = everyday.params
+    app.config["AUDIT_PIKA_PARAMS"] = everyday.url
     app.config["AUDIT_PIKA_POOL_PARAMS"] = {"pool_size": 3}
     fpika, audit = FPika(app), FPika(app, config_prefix="AUDIT_PIKA")
     assert (fpika.stats().size, audit.stats().size) == (0, 3)
@@ -549,21 +550,21 @@ def test_two_brokers_in_one_app(node: RabbitMQNode) -> None:
         assert one.is_open
 
 
-def test_an_app_can_go_and_its_connections_go_with_it(node: RabbitMQNode) -> None:
-    app, fpika = make_app(node.params, POOL, name="short-lived")
+def test_an_app_can_go_and_its_connections_go_with_it(everyday: Node) -> None:
+    app, fpika = make_app(everyday.params, POOL, name="short-lived")
     with fpika.channel():
         pass
     gone = weakref.ref(app)
     del app
     gc.collect()
     assert gone() is None, "something keeps the app alive"
-    wait_for(lambda: "short-lived" not in " ".join(node.connections()), "its connections are closed")
+    wait_for(lambda: "short-lived" not in " ".join(everyday.connections()), "its connections are closed")
     with pytest.raises(SetupError, match="keep the app alive"):
         fpika.channel()
 
 
-def test_close_closes_what_is_idle_and_refuses_checkouts(node: RabbitMQNode, both_ways: str) -> None:
-    _app, fpika = make_app(node.params, POOL, name=f"closing-{both_ways}")
+def test_close_closes_what_is_idle_and_refuses_checkouts(everyday: Node, both_ways: str) -> None:
+    _app, fpika = make_app(everyday.params, POOL, name=f"closing-{both_ways}")
     held, idle = fpika.channel(), fpika.channel()
     fpika.return_channel(idle)
     fpika.close()
@@ -573,12 +574,12 @@ def test_close_closes_what_is_idle_and_refuses_checkouts(node: RabbitMQNode, bot
     assert held.queue_declare("still-usable", auto_delete=True)
     fpika.return_channel(held)
     assert fpika.stats().open == 0
-    wait_for(lambda: f"closing-{both_ways}" not in " ".join(node.connections()), "all closed")
+    wait_for(lambda: f"closing-{both_ways}" not in " ".join(everyday.connections()), "all closed")
 
 
-def test_raw_channels_are_not_taken(node: RabbitMQNode) -> None:
-    connection = pika.BlockingConnection(pika.URLParameters(node.url))
-    _app, fpika = make_app(node.params, POOL)
+def test_raw_channels_are_not_taken(everyday: Node) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(everyday.url))
+    _app, fpika = make_app(everyday.params, POOL)
     raw = connection.channel()
     with pytest.raises(TypeError, match="BlockingChannel"):
         fpika.return_channel(raw)  # type: ignore[arg-type]

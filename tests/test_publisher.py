@@ -36,7 +36,7 @@ from flask_pika import (
     Unroutable,
     signals,
 )
-from tests.conftest import make_app, wait_for
+from tests.conftest import Node, make_app, wait_for
 from tools.rabbitmq_node import RabbitMQNode, free_port
 
 SLACK = 3.0
@@ -59,7 +59,7 @@ def _keep_apps() -> None:
 
 
 @contextlib.contextmanager
-def plain(node: RabbitMQNode) -> Iterator[Any]:
+def plain(node: Node) -> Iterator[Any]:
     """A channel that has nothing to do with Flask-Pika."""
     connection = pika.BlockingConnection(pika.URLParameters(node.url))
     yield connection.channel()
@@ -67,21 +67,21 @@ def plain(node: RabbitMQNode) -> Iterator[Any]:
 
 
 @pytest.fixture
-def queue(node: RabbitMQNode) -> Iterator[str]:
-    with plain(node) as ch:
+def queue(everyday: Node) -> Iterator[str]:
+    with plain(everyday) as ch:
         ch.queue_declare("published")
         ch.queue_purge("published")
     yield "published"
-    with plain(node) as ch:
+    with plain(everyday) as ch:
         ch.queue_delete("published")
 
 
-def contents(node: RabbitMQNode, queue: str) -> list[bytes]:
+def contents(node: Node, queue: str) -> list[bytes]:
     """What is in a queue; it is empty afterwards."""
     return [body for _, _, body in messages(node, queue)]
 
 
-def messages(node: RabbitMQNode, queue: str) -> list[tuple[Any, Any, bytes]]:
+def messages(node: Node, queue: str) -> list[tuple[Any, Any, bytes]]:
     found = []
     with plain(node) as ch:
         while (got := ch.basic_get(queue, auto_ack=True))[0] is not None:
@@ -101,8 +101,8 @@ def in_threads(work: Any, threads: int) -> None:
 # What is sent
 
 
-def test_a_message_that_was_published_is_there(node: RabbitMQNode, queue: str, both_ways: str) -> None:
-    fpika = publishing(node.params)
+def test_a_message_that_was_published_is_there(everyday: Node, queue: str, both_ways: str) -> None:
+    fpika = publishing(everyday.params)
     before = int(time.time())
     ids = [
         fpika.publish({"id": 1}, routing_key=queue),
@@ -113,7 +113,7 @@ def test_a_message_that_was_published_is_there(node: RabbitMQNode, queue: str, b
             b"x", routing_key=queue, properties=pika.BasicProperties(app_id="a", expiration="9000")
         ),
     ]
-    got = messages(node, queue)
+    got = messages(everyday, queue)
     assert [properties.message_id for _, properties, _ in got] == ids
     assert ids[2] == "mine"
     assert len(set(ids)) == 5
@@ -129,14 +129,14 @@ def test_a_message_that_was_published_is_there(node: RabbitMQNode, queue: str, b
     assert fpika.stats().publisher.confirmed == 5
 
 
-def test_json_is_the_apps_own(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params)
+def test_json_is_the_apps_own(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params)
     (app,) = _apps
     app.json.dumps = lambda *_args, **_kwargs: "mine"  # type: ignore[method-assign]
     fpika.publish([1], routing_key=queue)
     with app.app_context():
         fpika.publish([1], routing_key=queue)
-    assert contents(node, queue) == [b"mine", b"mine"]
+    assert contents(everyday, queue) == [b"mine", b"mine"]
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_json_is_the_apps_own(node: RabbitMQNode, queue: str) -> None:
         ({"body": Message(b""), "routing_key": "q"}, "Message says all about itself"),
     ],
 )
-def test_what_amqp_cannot_carry_costs_nobody_anything(node: RabbitMQNode, about: Any, said: str) -> None:
-    fpika = publishing(node.params)
+def test_what_amqp_cannot_carry_costs_nobody_anything(everyday: Node, about: Any, said: str) -> None:
+    fpika = publishing(everyday.params)
     body = about.pop("body")
     for verb in (fpika.publish, fpika.submit):
         with pytest.raises(InvalidMessage, match=said):
@@ -162,22 +162,22 @@ def test_what_amqp_cannot_carry_costs_nobody_anything(node: RabbitMQNode, about:
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])
-def test_a_timeout_that_is_none_is_refused(node: RabbitMQNode, timeout: Any) -> None:
+def test_a_timeout_that_is_none_is_refused(everyday: Node, timeout: Any) -> None:
     with pytest.raises(ValueError, match="timeout"):
-        publishing(node.params).publish(b"", timeout=timeout)
+        publishing(everyday.params).publish(b"", timeout=timeout)
 
 
-def test_a_body_larger_than_the_bound_passes_alone(node: RabbitMQNode, queue: str, both_ways: str) -> None:
-    fpika = publishing(node.params, max_bytes=1000)
+def test_a_body_larger_than_the_bound_passes_alone(everyday: Node, queue: str, both_ways: str) -> None:
+    fpika = publishing(everyday.params, max_bytes=1000)
     fpika.publish(b"x" * 3_000_000, routing_key=queue)
-    assert contents(node, queue) == [b"x" * 3_000_000]
+    assert contents(everyday, queue) == [b"x" * 3_000_000]
 
 
 # What the callers are told
 
 
-def test_a_message_that_reaches_no_queue_is_an_error_or_may_be(node: RabbitMQNode, both_ways: str) -> None:
-    fpika = publishing(node.params)
+def test_a_message_that_reaches_no_queue_is_an_error_or_may_be(everyday: Node, both_ways: str) -> None:
+    fpika = publishing(everyday.params)
     with pytest.raises(Unroutable, match="312 NO_ROUTE") as caught:
         fpika.publish(b"", routing_key="nowhere", message_id="lost")
     assert (caught.value.reply_code, caught.value.message_id) == (312, "lost")
@@ -188,9 +188,9 @@ def test_a_message_that_reaches_no_queue_is_an_error_or_may_be(node: RabbitMQNod
     assert (stats.returned, stats.confirmed, stats.pending) == (1, 1, 0)
 
 
-def test_a_queue_that_is_full_and_rejects_nacks(node: RabbitMQNode, both_ways: str) -> None:
-    fpika = publishing(node.params)
-    with plain(node) as ch:
+def test_a_queue_that_is_full_and_rejects_nacks(everyday: Node, both_ways: str) -> None:
+    fpika = publishing(everyday.params)
+    with plain(everyday) as ch:
         arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
         ch.queue_declare("small", arguments=arguments)
         fpika.publish(b"1", routing_key="small")
@@ -202,9 +202,9 @@ def test_a_queue_that_is_full_and_rejects_nacks(node: RabbitMQNode, both_ways: s
 
 
 def test_a_missing_exchange_fails_its_own_messages_and_no_other(
-    node: RabbitMQNode, queue: str, both_ways: str
+    everyday: Node, queue: str, both_ways: str
 ) -> None:
-    fpika = publishing(node.params)
+    fpika = publishing(everyday.params)
     wrong = {3, 50, 51, 299}
     many = [
         Message(b"%d" % n, exchange="missing" if n in wrong else "", routing_key=queue) for n in range(300)
@@ -219,17 +219,17 @@ def test_a_missing_exchange_fails_its_own_messages_and_no_other(
         assert isinstance(failure.error, pika_errors.ChannelClosedByBroker)
         assert failure.error.reply_code == 404
         assert "no exchange 'missing'" in failure.error.reply_text
-    assert {int(body) for body in contents(node, queue)} == set(range(300)) - wrong
+    assert {int(body) for body in contents(everyday, queue)} == set(range(300)) - wrong
     # Once it exists, it is trusted again.
-    with plain(node) as ch:
+    with plain(everyday) as ch:
         ch.exchange_declare("missing")
         for _ in range(3):
             fpika.publish(b"", exchange="missing", mandatory=False)
         ch.exchange_delete("missing")
 
 
-def test_an_error_that_names_no_exchange_finds_the_one_at_fault(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params)
+def test_an_error_that_names_no_exchange_finds_the_one_at_fault(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params)
     many = [
         Message(b"%d" % n, routing_key=queue, user_id="somebody else" if n == 77 else "guest")
         for n in range(200)
@@ -240,7 +240,7 @@ def test_an_error_that_names_no_exchange_finds_the_one_at_fault(node: RabbitMQNo
     assert failure.index == 77
     assert isinstance(failure.error, PublishRefused)
     assert failure.error.reply_code == 406
-    assert {int(body) for body in contents(node, queue)} == set(range(200)) - {77}
+    assert {int(body) for body in contents(everyday, queue)} == set(range(200)) - {77}
 
 
 def test_what_was_never_sent_says_so(both_ways: str) -> None:
@@ -259,8 +259,8 @@ def test_what_was_never_sent_says_so(both_ways: str) -> None:
     assert fpika.stats().publisher.pending == 0
 
 
-def test_refused_credentials_are_told_at_once(node: RabbitMQNode) -> None:
-    fpika = publishing({**node.params, "password": "s3cret-wrong"})
+def test_refused_credentials_are_told_at_once(everyday: Node) -> None:
+    fpika = publishing({**everyday.params, "password": "s3cret-wrong"})
     began = time.monotonic()
     with pytest.raises(AuthenticationRefused) as caught:
         fpika.publish(b"", timeout=30)
@@ -381,15 +381,15 @@ def test_a_blocked_broker_is_told_in_time_and_everything_goes_on_after(fragile_n
         assert heard == ["blocked", "unblocked"]
 
 
-def test_an_empty_id_is_none_and_the_outcome_is_the_messages(node: RabbitMQNode) -> None:
-    fpika = publishing(node.params)
+def test_an_empty_id_is_none_and_the_outcome_is_the_messages(everyday: Node) -> None:
+    fpika = publishing(everyday.params)
     with pytest.raises(Unroutable) as caught:
         fpika.publish(b"", routing_key="nowhere", message_id="")
     assert len(caught.value.message_id) == 32
 
 
-def test_without_retry_one_bad_message_makes_the_others_unknown_and_says_why(node: RabbitMQNode) -> None:
-    fpika = publishing(node.params)
+def test_without_retry_one_bad_message_makes_the_others_unknown_and_says_why(everyday: Node) -> None:
+    fpika = publishing(everyday.params)
     many = [Message(b"", mandatory=False, user_id="x" if n == 5 else "guest") for n in range(10)]
     with pytest.raises(PublishManyFailed) as caught:
         fpika.publish_many(many, retry=False)
@@ -399,19 +399,19 @@ def test_without_retry_one_bad_message_makes_the_others_unknown_and_says_why(nod
     assert all(isinstance(error, PublishUnknown) for error in errors.values())
 
 
-def test_messages_to_a_missing_exchange_leave_room_for_others(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params, max_messages=200, timeout=30)
+def test_messages_to_a_missing_exchange_leave_room_for_others(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params, max_messages=200, timeout=30)
     bad = [fpika.submit(b"", exchange="missing") for _ in range(150)]
     for number in range(100):
         fpika.publish(b"%d" % number, routing_key=queue)
     for future in bad:
         with pytest.raises(PublishRefused):
             future.result(30)
-    assert len(contents(node, queue)) == 100
+    assert len(contents(everyday, queue)) == 100
 
 
-def test_one_channel_is_not_enough_for_the_publisher_whatever_the_pool_needs(node: RabbitMQNode) -> None:
-    fpika = publishing({**node.params, "channel_max": 1})
+def test_one_channel_is_not_enough_for_the_publisher_whatever_the_pool_needs(everyday: Node) -> None:
+    fpika = publishing({**everyday.params, "channel_max": 1})
     with pytest.raises(PublishRefused):
         fpika.publish(b"", exchange="missing")
     with pytest.raises(PublishRefused):
@@ -422,8 +422,8 @@ def test_one_channel_is_not_enough_for_the_publisher_whatever_the_pool_needs(nod
 # Many
 
 
-def test_many_are_read_lazily_and_all_settled(node: RabbitMQNode, queue: str, both_ways: str) -> None:
-    fpika = publishing(node.params)
+def test_many_are_read_lazily_and_all_settled(everyday: Node, queue: str, both_ways: str) -> None:
+    fpika = publishing(everyday.params)
     read = 0
 
     def generate() -> Iterator[Message]:
@@ -436,7 +436,7 @@ def test_many_are_read_lazily_and_all_settled(node: RabbitMQNode, queue: str, bo
     confirmed: list[int] = []
     report = fpika.publish_many(generate(), window=50)
     assert (report.confirmed, report.failed, report.complete) == (5000, [], True)
-    assert [int(body) for body in contents(node, queue)] == list(range(5000)), "in order"
+    assert [int(body) for body in contents(everyday, queue)] == list(range(5000)), "in order"
 
 
 def test_no_more_than_the_window_is_on_its_way(fragile_node: RabbitMQNode) -> None:
@@ -459,8 +459,8 @@ def test_no_more_than_the_window_is_on_its_way(fragile_node: RabbitMQNode) -> No
     assert len(read) == 1000
 
 
-def test_what_fails_of_many_is_named_by_its_place(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params)
+def test_what_fails_of_many_is_named_by_its_place(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params)
     many = [
         Message(b"0", routing_key=queue),
         Message(b"1", routing_key="nowhere"),
@@ -477,7 +477,7 @@ def test_what_fails_of_many_is_named_by_its_place(node: RabbitMQNode, queue: str
         (2, InvalidMessage),
         (3, InvalidMessage),
     ]
-    assert contents(node, queue) == [b"0", b"4"]
+    assert contents(everyday, queue) == [b"0", b"4"]
 
 
 def test_many_end_at_their_deadline(fragile_node: RabbitMQNode) -> None:
@@ -501,14 +501,14 @@ def test_many_end_at_their_deadline(fragile_node: RabbitMQNode) -> None:
     wait_for(lambda: fpika.stats().publisher.pending == 0, "all is settled")
 
 
-def test_what_comes_slowly_is_sent_as_it_comes(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params)
+def test_what_comes_slowly_is_sent_as_it_comes(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params)
 
     read = 0
 
     def slow() -> Iterator[Message]:
         nonlocal read
-        with plain(node) as ch:
+        with plain(everyday) as ch:
 
             def is_there() -> bool:
                 return bool(ch.queue_declare(queue, passive=True).method.message_count == read)
@@ -546,8 +546,8 @@ def _in_flight(fpika: Pika) -> int:
     return len(fpika._state().publisher()._outbox._ledger.main)
 
 
-def test_the_deadline_of_many_holds_between_slow_messages(node: RabbitMQNode) -> None:
-    fpika = publishing(node.params)
+def test_the_deadline_of_many_holds_between_slow_messages(everyday: Node) -> None:
+    fpika = publishing(everyday.params)
     read: list[int] = []
 
     def slow() -> Iterator[Message]:
@@ -561,8 +561,8 @@ def test_the_deadline_of_many_holds_between_slow_messages(node: RabbitMQNode) ->
     assert len(read) < 60
 
 
-def test_what_failed_of_many_is_told_though_a_receiver_holds_the_publisher_up(node: RabbitMQNode) -> None:
-    fpika = publishing(node.params)
+def test_what_failed_of_many_is_told_though_a_receiver_holds_the_publisher_up(everyday: Node) -> None:
+    fpika = publishing(everyday.params)
     (app,) = _apps
     go_on = threading.Event()
 
@@ -580,9 +580,9 @@ def test_what_failed_of_many_is_told_though_a_receiver_holds_the_publisher_up(no
 
 @pytest.mark.parametrize("count", [10, 100, 3000])
 def test_an_iterable_that_raises_is_heard_when_what_was_read_before_is_in_the_queue(
-    node: RabbitMQNode, queue: str, count: int
+    everyday: Node, queue: str, count: int
 ) -> None:
-    fpika = publishing(node.params)
+    fpika = publishing(everyday.params)
 
     def broken() -> Iterator[Message]:
         for _ in range(count):
@@ -593,7 +593,7 @@ def test_an_iterable_that_raises_is_heard_when_what_was_read_before_is_in_the_qu
         fpika.publish_many(broken(), timeout=60)
     stats = fpika.stats().publisher
     assert (stats.pending, stats.confirmed) == (0, count)
-    assert len(contents(node, queue)) == count
+    assert len(contents(everyday, queue)) == count
 
 
 def test_an_iterable_that_raises_is_heard_at_the_deadline_at_the_latest(fragile_node: RabbitMQNode) -> None:
@@ -627,32 +627,32 @@ def test_what_interrupts_an_iterable_is_heard_at_once(fragile_node: RabbitMQNode
 
 
 @pytest.mark.parametrize("window", [0, -1, True, 1.5])
-def test_a_window_that_is_none_is_refused(node: RabbitMQNode, window: Any) -> None:
+def test_a_window_that_is_none_is_refused(everyday: Node, window: Any) -> None:
     with pytest.raises(ValueError, match="window"):
-        publishing(node.params).publish_many([], window=window)
+        publishing(everyday.params).publish_many([], window=window)
 
 
-def test_a_window_of_one_works(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params)
+def test_a_window_of_one_works(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params)
     assert fpika.publish_many((Message(b"", routing_key=queue) for _ in range(20)), window=1).confirmed == 20
 
 
 # Futures
 
 
-def test_a_future_can_be_awaited(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params)
+def test_a_future_can_be_awaited(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params)
 
     async def publish() -> list[str]:
         futures = [fpika.submit(b"x", routing_key=queue) for _ in range(20)]
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
     assert len(set(asyncio.run(publish()))) == 20
-    assert len(contents(node, queue)) == 20
+    assert len(contents(everyday, queue)) == 20
 
 
-def test_in_the_publishers_own_thread_only_submit_works(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params)
+def test_in_the_publishers_own_thread_only_submit_works(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params)
     errors: list[BaseException] = []
     again: list[Any] = []
     done = threading.Event()
@@ -673,8 +673,8 @@ def test_in_the_publishers_own_thread_only_submit_works(node: RabbitMQNode, queu
     assert "use submit()" in str(errors[0])
 
 
-def test_what_interrupts_the_publishers_own_work_does_not_wait_for_itself(node: RabbitMQNode) -> None:
-    fpika = publishing(node.params)
+def test_what_interrupts_the_publishers_own_work_does_not_wait_for_itself(everyday: Node) -> None:
+    fpika = publishing(everyday.params)
     outbox: Any = fpika._state().publisher()._outbox
     with outbox._lock:  # as a signal handler finds it, between two instructions of a critical section
         for verb in (lambda: fpika.publish(b""), lambda: fpika.submit(b""), lambda: fpika.publish_many([])):
@@ -685,9 +685,9 @@ def test_what_interrupts_the_publishers_own_work_does_not_wait_for_itself(node: 
 
 
 def test_without_a_thread_to_be_had_a_publish_fails_and_the_next_one_tries_again(
-    node: RabbitMQNode, monkeypatch: pytest.MonkeyPatch
+    everyday: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fpika = publishing(node.params)
+    fpika = publishing(everyday.params)
 
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -701,8 +701,8 @@ def test_without_a_thread_to_be_had_a_publish_fails_and_the_next_one_tries_again
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), ZeroDivisionError()])
-def test_a_callback_that_raises_ends_nothing(node: RabbitMQNode, error: BaseException) -> None:
-    fpika = publishing(node.params)
+def test_a_callback_that_raises_ends_nothing(everyday: Node, error: BaseException) -> None:
+    fpika = publishing(everyday.params)
     called = threading.Event()
 
     def callback(_future: object) -> None:
@@ -772,8 +772,8 @@ def test_a_peer_that_says_nothing_is_told_as_one(both_ways: str) -> None:
             fpika.publish(b"", timeout=2)
 
 
-def test_close_in_the_publishers_own_thread_is_refused(node: RabbitMQNode) -> None:
-    fpika = publishing(node.params)
+def test_close_in_the_publishers_own_thread_is_refused(everyday: Node) -> None:
+    fpika = publishing(everyday.params)
     errors: list[BaseException] = []
 
     def callback(_future: object) -> None:
@@ -788,9 +788,9 @@ def test_close_in_the_publishers_own_thread_is_refused(node: RabbitMQNode) -> No
 
 
 def test_without_files_to_be_had_a_publish_fails_and_the_next_one_tries_again(
-    node: RabbitMQNode, monkeypatch: pytest.MonkeyPatch
+    everyday: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fpika = publishing(node.params)
+    fpika = publishing(everyday.params)
 
     def refuse() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -804,9 +804,9 @@ def test_without_files_to_be_had_a_publish_fails_and_the_next_one_tries_again(
 
 
 def test_an_interrupt_between_the_word_and_the_telling_costs_one_publish_at_the_most(
-    node: RabbitMQNode, monkeypatch: pytest.MonkeyPatch
+    everyday: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fpika = publishing(node.params)
+    fpika = publishing(everyday.params)
     fpika.publish(b"", mandatory=False)
     outbox: Any = fpika._state().publisher()._outbox
 
@@ -821,8 +821,8 @@ def test_an_interrupt_between_the_word_and_the_telling_costs_one_publish_at_the_
     wait_for(lambda: fpika.stats().publisher.pending == 0, "nothing is left behind")
 
 
-def test_an_interrupt_while_the_link_is_told_costs_one_publish_at_the_most(node: RabbitMQNode) -> None:
-    fpika = publishing(node.params)
+def test_an_interrupt_while_the_link_is_told_costs_one_publish_at_the_most(everyday: Node) -> None:
+    fpika = publishing(everyday.params)
     outbox: Any = fpika._state().publisher()._outbox
 
     class Interrupting(set[int]):
@@ -841,9 +841,9 @@ def test_an_interrupt_while_the_link_is_told_costs_one_publish_at_the_most(node:
 
 
 def test_a_future_ends_though_no_thread_can_be_had_to_watch_its_deadline(
-    node: RabbitMQNode, monkeypatch: pytest.MonkeyPatch
+    everyday: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fpika = publishing(node.params)
+    fpika = publishing(everyday.params)
 
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -862,9 +862,9 @@ def test_a_future_ends_though_no_thread_can_be_had_to_watch_its_deadline(
 
 @pytest.mark.parametrize("runs", [True, False], ids=["when it runs", "before it runs"])
 def test_an_interrupt_while_the_links_thread_starts_leaves_one_link(
-    node: RabbitMQNode, monkeypatch: pytest.MonkeyPatch, runs: bool
+    everyday: Node, monkeypatch: pytest.MonkeyPatch, runs: bool
 ) -> None:
-    fpika = publishing(node.params)
+    fpika = publishing(everyday.params)
     start = threading.Thread.start
     held_up: list[threading.Thread] = []
 
@@ -886,15 +886,15 @@ def test_an_interrupt_while_the_links_thread_starts_leaves_one_link(
         assert not thread.is_alive(), "it was given up"
     fpika.publish(b"", mandatory=False)
     assert sum(thread.name == "flask-pika-link" for thread in threading.enumerate()) == 1
-    assert len(node.connections()) == 1
+    assert len(everyday.connections()) == 1
     fpika.close()
 
 
 # Signals
 
 
-def test_signals_tell_what_became_of_messages_and_connection(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params)
+def test_signals_tell_what_became_of_messages_and_connection(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params)
     (app,) = _apps
     heard: list[tuple[str, Any]] = []
     with contextlib.ExitStack() as stack:
@@ -928,12 +928,12 @@ def test_signals_tell_what_became_of_messages_and_connection(node: RabbitMQNode,
 # Several, and the end
 
 
-def test_each_app_and_each_prefix_has_a_publisher_of_its_own(node: RabbitMQNode, queue: str) -> None:
+def test_each_app_and_each_prefix_has_a_publisher_of_its_own(everyday: Node, queue: str) -> None:
     app = Flask("two")
-    app.config.update(FLASK_PIKA_PARAMS=node.params, AUDIT_PIKA_PARAMS=node.url)
+    app.config.update(FLASK_PIKA_PARAMS=everyday.params, AUDIT_PIKA_PARAMS=everyday.url)
     fpika, audit = Pika(app), Pika(app, config_prefix="AUDIT_PIKA")
     other = Flask("other")
-    other.config.update(FLASK_PIKA_PARAMS=node.params)
+    other.config.update(FLASK_PIKA_PARAMS=everyday.params)
     fpika.init_app(other)
     with app.app_context():
         fpika.publish(b"1", routing_key=queue)
@@ -945,28 +945,28 @@ def test_each_app_and_each_prefix_has_a_publisher_of_its_own(node: RabbitMQNode,
         assert fpika.stats().publisher.confirmed == 1
     with pytest.raises(RuntimeError, match=r"app\.app_context\(\)"):
         fpika.publish(b"")
-    names = node.connections()
+    names = everyday.connections()
     assert sum(name.startswith("two on ") and name.endswith(": publisher") for name in names) == 2
     assert sum(name.startswith("other on ") for name in names) == 1
 
 
-def test_all_threads_share_one_connection(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params)
+def test_all_threads_share_one_connection(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params)
 
     def work(number: int) -> None:
         for at in range(50):
             fpika.publish(b"%d %d" % (number, at), routing_key=queue)
 
     in_threads(work, 16)
-    assert len(node.connections()) == 1
-    got = [tuple(map(int, body.split())) for body in contents(node, queue)]
+    assert len(everyday.connections()) == 1
+    got = [tuple(map(int, body.split())) for body in contents(everyday, queue)]
     assert len(got) == len(set(got)) == 800
     for number in range(16):
         assert [at for n, at in got if n == number] == list(range(50)), "each thread's in its order"
 
 
-def test_after_close_nothing_is_taken_and_what_was_pending_is_there(node: RabbitMQNode, queue: str) -> None:
-    fpika = publishing(node.params)
+def test_after_close_nothing_is_taken_and_what_was_pending_is_there(everyday: Node, queue: str) -> None:
+    fpika = publishing(everyday.params)
     futures = [fpika.submit(b"x", routing_key=queue) for _ in range(500)]
     fpika.close()
     assert all(future.done() and future.result() for future in futures)
@@ -975,7 +975,7 @@ def test_after_close_nothing_is_taken_and_what_was_pending_is_there(node: Rabbit
             verb()
     with pytest.raises(PublishManyFailed):
         fpika.publish_many([Message(b"")])
-    assert len(contents(node, queue)) == 500
+    assert len(contents(everyday, queue)) == 500
     fpika.close()
 
 
@@ -992,18 +992,19 @@ def test_close_tells_what_it_could_not_send(caplog: pytest.LogCaptureFixture) ->
     assert "7 messages were not confirmed before the publisher's end: 7 never sent, 0 unknown" in caplog.text
 
 
-def test_an_app_can_go_and_its_publisher_goes_with_it(node: RabbitMQNode, queue: str) -> None:
-    _app, fpika = make_app({**node.params, "heartbeat": 1}, None, "passing")
+def test_an_app_can_go_and_its_publisher_goes_with_it(everyday: Node, queue: str) -> None:
+    _app, fpika = make_app({**everyday.params, "heartbeat": 1}, None, "passing")
     fpika.publish(b"", routing_key=queue)
-    assert any(name.startswith("passing") for name in node.connections())
+    assert any(name.startswith("passing") for name in everyday.connections())
     del _app, fpika
     wait_for(
-        lambda: not any(name.startswith("passing") for name in node.connections()), "the connection closes"
+        lambda: not any(name.startswith("passing") for name in everyday.connections()),
+        "the connection closes",
     )
 
 
-def test_the_state_is_told_at_a_glance_and_no_secret(node: RabbitMQNode) -> None:
-    fpika = publishing(node.params)
+def test_the_state_is_told_at_a_glance_and_no_secret(everyday: Node) -> None:
+    fpika = publishing(everyday.params)
     stats = fpika.stats().publisher
     assert (stats.state, stats.pending, stats.reconnects) == ("stopped", 0, 0)
     fpika.publish(b"", mandatory=False)

@@ -157,9 +157,9 @@ def test_a_recorded_channel_takes_whatever_a_publisher_says() -> None:
             ch.basic_consume("q", lambda *_: None)
     with fpika.record_messages() as sent, fpika.channel() as ch:
         ch.tx_select()
-        ch.basic_publish("", "q", "committed")
+        ch.basic_publish("", "q", b"committed")
         ch.tx_commit()
-        ch.basic_publish("", "q", "rolled back")
+        ch.basic_publish("", "q", b"rolled back")
         ch.tx_rollback()
     assert [message.text for message in sent] == ["committed"]
 

@@ -159,8 +159,6 @@ def read_queue_arguments(arguments: Table, where: str) -> QueueSettings:
             raise precondition_failed(
                 f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue"
             )
-    if kind == "quorum" and values.get("overflow") == "reject-publish-dlx":
-        raise precondition_failed(f"invalid arg 'x-overflow' for {where} of queue type rabbit_quorum_queue")
     if "dead_letter_routing_key" in values and "dead_letter_exchange" not in values:
         raise precondition_failed(
             f"invalid arg 'x-dead-letter-routing-key' for {where}: routing_key_but_no_dlx_defined"
