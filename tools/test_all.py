@@ -4,7 +4,7 @@ Needs nothing but the standard library. Which Pythons: those that answer to ``py
 so on, and those that pyenv has. ``PYTHONS="python3.12 python3.13"`` in the environment names them instead.
 
 On the newest one, tests of everyday use run on RabbitMQ, and the embedded broker's contract on both. On the
-others, these are on the embedded broker. Tests of outages, processes and forks are on RabbitMQ on every Python.
+others, these are on the embedded broker. Tests of outages, processes and forks are on RabbitMQ everywhere.
 """
 
 from __future__ import annotations
