@@ -39,7 +39,7 @@ class Closing(Exception):
         self.code = code
         self.text = text
         #: Class and method that it is about, for the client to know.
-        self.method = (0, 0)
+        self.method: tuple[int, int] = (0, 0)
 
 
 class ChannelClosing(Closing):

@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from pika import frame, spec
 
-from . import tables
+from . import handshake
 from .channel import Channel
 from .closing import ChannelClosing, Closing, ConnectionClosing
 from .contents import Content
-from .tables import Field, Table, text_of
+from .frames import HEADER, NoSuchMethod, bad_frame, decode_method, make, name_of, shown, split
+from .handshake import CHANNEL_MAX, FRAME_MAX, PROTOCOL_HEADER, PROTOCOL_HEADERS
+from .outgoing import Outgoing
 
 if TYPE_CHECKING:
     from .server import Server
 
-#: AMQP 0-9-1, section 4.2.2.
-PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
-#: What clients may begin with: that, or what the first ones of AMQP 0-9-1 said.
-PROTOCOL_HEADERS = (PROTOCOL_HEADER, b"AMQP\x01\x01\x09\x01")
-_HEADER = struct.Struct(">BHI")
-_OVERHEAD = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
-#: What the broker offers; a client may ask for less.
-CHANNEL_MAX = 2047
-FRAME_MAX = spec.FRAME_MAX_SIZE
 #: Seconds for the handshake, and for the client's last word.
 _HANDSHAKE = 10.0
 _GOODBYE = 5.0
 #: Bytes that wait to be read by the client, before it is sent no more messages, and listened to no more.
 _MUCH = 2**20
 
-CAPABILITIES = (
-    "authentication_failure_close",
-    "basic.nack",
-    "connection.blocked",
-    "consumer_cancel_notify",
-    "consumer_priorities",
-    "direct_reply_to",
-    "exchange_exchange_bindings",
-    "per_consumer_qos",
-    "publisher_confirms",
-)
 _AFTER_HANDSHAKE = {"running", "closing"}
 _LOGIN_REFUSED = 403
 #: What RabbitMQ says before the connection is open. Over all else it hangs up without a word.
@@ -69,30 +50,26 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._state = "header"
         self._closing_channels: set[int] = set()
-        self._capabilities: Table = {}
+        self._capabilities: set[str] = set()
         self._frame_max = FRAME_MAX
         self._channel_max = CHANNEL_MAX
         self._buffer = bytearray()
-        self._out: list[bytes] = []
-        self._flushing = False
+        self._outgoing = Outgoing(server, self._send_confirms)
         self._confirming: dict[Channel, None] = {}
         self._reading = True
-        self._heard = self._said = 0.0
+        self._heard = 0.0
         self._timers: list[asyncio.TimerHandle] = []
-        # Faults
-        self.frozen = False
-        self.blocked = False
-        self._write_at = 0.0
+        self._blocked = False
 
     # What asyncio says
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = self._outgoing.transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_MUCH)
         self._server.connections[self] = None
         self._later(_HANDSHAKE, self._give_up_handshake)
 
-    def connection_lost(self, _exc: Exception | None) -> None:  # noqa: D102
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002, D102
         if self._state != "closed":
             self._server.event(f"{self.name} went without a goodbye")
         self._end()
@@ -101,18 +78,18 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:  # noqa: D102
         self._heard = time.monotonic()
         self._buffer += data
-        self._flushing = True  # at the end of this, in one piece
+        self._outgoing.hold()  # to the end of this, and then in one piece
         try:
             self._read()
         except Closing as closing:
             self._close(closing)
-        except _NoSuchMethod as exc:
+        except NoSuchMethod as exc:
             self._server.event(f"{self.name} was hung up on: there is no method {exc}")
-            self._abort()
+            self.drop()
         except Exception as exc:  # a bug: this client is told, and the others go on
             self._server.failed(exc)
             self._close(ConnectionClosing(541, ""))
-        self._flush()
+        self._outgoing.flush()
 
     def pause_writing(self) -> None:  # noqa: D102
         self._reading = False
@@ -127,29 +104,15 @@ class ClientConnection(asyncio.Protocol):
     # Frames in
 
     def _read(self) -> None:
-        at, buffer = 0, self._buffer
-        try:
-            if self._state == "header":
-                if len(buffer) < 8 and any(header.startswith(buffer) for header in PROTOCOL_HEADERS):
-                    return
-                self._protocol_header(bytes(buffer[:8]))
-                at = 8
-            while len(buffer) - at >= _HEADER.size and self._state != "closed":
-                kind, number, size = _HEADER.unpack_from(buffer, at)
-                if size > self._frame_max:  # RabbitMQ does not count what surrounds it
-                    raise _bad_frame(kind, b"", f"{{frame_too_large,{size},{self._frame_max - _OVERHEAD}}}")
-                end = at + _HEADER.size + size
-                if len(buffer) <= end:
-                    return
-                payload = bytes(buffer[at + _HEADER.size : end])
-                if buffer[end] != spec.FRAME_END:
-                    raise _bad_frame(kind, payload, f"{{invalid_frame_end_marker,{buffer[end]}}}")
-                at = end + 1
+        buffer = self._buffer
+        if self._state == "header":
+            if len(buffer) < 8 and any(header.startswith(buffer) for header in PROTOCOL_HEADERS):
+                return
+            self._protocol_header(bytes(buffer[:8]))
+            del buffer[:8]
+        for kind, number, payload in split(buffer, self._frame_max):
+            if self._state != "closed":
                 self._frame(kind, number, payload)
-        finally:
-            del buffer[:at]
-            if self._state == "closed":
-                buffer.clear()
 
     def _protocol_header(self, header: bytes) -> None:
         if header not in PROTOCOL_HEADERS:
@@ -159,22 +122,19 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
             return
         self._state = "start-ok"
-        capabilities = {name: Field("bool", True) for name in CAPABILITIES}
-        properties = {"capabilities": Field("table", capabilities), **self._server.properties}
-        # Not by pika, to which all texts are alike: clients expect what RabbitMQ sends.
-        start = struct.pack(">IBB", spec.Connection.Start.INDEX, 0, 9) + tables.encode(properties)
-        for text in (b"PLAIN AMQPLAIN", b"en_US"):
-            start += struct.pack(">I", len(text)) + text
-        self._write(_HEADER.pack(spec.FRAME_METHOD, 0, len(start)) + start + bytes([spec.FRAME_END]))
+        payload = handshake.start(self._server.properties)
+        self._outgoing.add(
+            HEADER.pack(spec.FRAME_METHOD, 0, len(payload)) + payload + bytes([spec.FRAME_END])
+        )
 
     def _frame(self, kind: int, number: int, payload: bytes) -> None:
         if kind == spec.FRAME_HEARTBEAT:
             if number:
-                raise ConnectionClosing(505, f"type {kind}, all octets = {_shown(payload)}")
+                raise ConnectionClosing(505, f"type {kind}, all octets = {shown(payload)}")
             return
         if kind not in (spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY):
-            raise _bad_frame(kind, payload, "unknown_frame")
-        method: Any = _decode(payload) if kind == spec.FRAME_METHOD else None
+            raise bad_frame(kind, payload, "unknown_frame")
+        method: Any = decode_method(payload) if kind == spec.FRAME_METHOD else None
         if number == 0:
             if method is None:
                 raise ConnectionClosing(505, "expected method frame, got non method frame instead")
@@ -189,7 +149,7 @@ class ClientConnection(asyncio.Protocol):
             if method is not None and method.INDEX == spec.Channel.CloseOk.INDEX:
                 self._closing_channels.discard(number)
             elif method is not None and method.INDEX == spec.Channel.Close.INDEX:
-                self.send(number, _make(spec.Channel.CloseOk)())
+                self.send(number, make(spec.Channel.CloseOk)())
             return
         try:
             channel = self.channels.get(number)
@@ -204,9 +164,9 @@ class ClientConnection(asyncio.Protocol):
                 raise ConnectionClosing(504, "second 'channel.open' seen")
             elif method.INDEX == spec.Channel.Close.INDEX:
                 self._end_channel(number)
-                self.send(number, _make(spec.Channel.CloseOk)())
+                self.send(number, make(spec.Channel.CloseOk)())
             elif method.INDEX != spec.Channel.CloseOk.INDEX:
-                channel.method(method, payload)
+                channel.method(method)
         except ChannelClosing as closing:
             closing.method = _last_method(method)
             self.close_channel(number, closing)
@@ -226,7 +186,7 @@ class ClientConnection(asyncio.Protocol):
                 f" ({self._channel_max})",
             )
         self.channels[number] = Channel(self, number)
-        self.send(number, _make(spec.Channel.OpenOk)())
+        self.send(number, make(spec.Channel.OpenOk)())
 
     # The connection's own methods
 
@@ -235,7 +195,7 @@ class ClientConnection(asyncio.Protocol):
         if index == spec.Connection.Close.INDEX:
             self._server.event(f"{self.name} closed")
             self._end()
-            self.send(0, _make(spec.Connection.CloseOk)())
+            self.send(0, make(spec.Connection.CloseOk)())
             self._hang_up()
         elif self._state == "closing":
             if index == spec.Connection.CloseOk.INDEX:
@@ -252,17 +212,17 @@ class ClientConnection(asyncio.Protocol):
                 raise
 
     def _update_secret(self, method: Any) -> None:
-        self._server.event(f"{self.name} has a new secret: {text_of(_bytes(method.reason))}")
-        self.send(0, _make(spec.Connection.UpdateSecretOk)())
+        self._server.event(f"{self.name} has a new secret: {name_of(method.reason)}")
+        self.send(0, make(spec.Connection.UpdateSecretOk)())
 
     def _start_ok(self, method: Any) -> None:
         properties = method.client_properties or {}
-        for name, value in (properties.get("capabilities") or {}).items():
-            self._capabilities[name] = Field("bool", bool(value))
+        capabilities = properties.get("capabilities") or {}
+        self._capabilities = {name for name, has in capabilities.items() if has}
         given = properties.get("connection_name")
         if given:
             self.name = f"{self.peer} ({given})"
-        user, password = _credentials(str(method.mechanism), _bytes(method.response))
+        user, password = handshake.credentials(str(method.mechanism), _bytes(method.response))
         if self._server.users.get(user) != password:
             self._server.event(f"{self.name} was refused: user name or password")
             closing = ConnectionClosing(
@@ -277,31 +237,31 @@ class ClientConnection(asyncio.Protocol):
             return
         self.user = user
         self._state = "tune-ok"
-        tune = _make(spec.Connection.Tune)(
+        tune = make(spec.Connection.Tune)(
             channel_max=self._channel_max, frame_max=self._frame_max, heartbeat=self._server.heartbeat
         )
         self.send(0, tune)
 
     def _tune_ok(self, method: Any) -> None:
-        _check_negotiated("frame_max", method.frame_max, self._frame_max, spec.FRAME_MIN_SIZE)
-        _check_negotiated("channel_max", method.channel_max, self._channel_max, 0)
+        handshake.check_negotiated("frame_max", method.frame_max, self._frame_max, spec.FRAME_MIN_SIZE)
+        handshake.check_negotiated("channel_max", method.channel_max, self._channel_max, 0)
         self._frame_max, self._channel_max = method.frame_max, method.channel_max
         if method.heartbeat:
             self._heartbeat(method.heartbeat)
         self._state = "opening"
 
     def _connection_open(self, method: Any) -> None:
-        name = text_of(_bytes(method.virtual_host))
+        name = name_of(method.virtual_host)
         if name not in self._server.vhosts:
             raise ConnectionClosing(530, f"vhost {name} not found")
         self.vhost = self._server.vhosts[name]
         self._state = "running"
-        self.send(0, _make(spec.Connection.OpenOk)())
+        self.send(0, make(spec.Connection.OpenOk)())
         self._server.event(f"{self.name} opened, as {self.user!r}")
 
     def knows(self, capability: str) -> bool:
         """Whether the client said that it has a capability."""
-        return capability in self._capabilities and bool(self._capabilities[capability].value)
+        return capability in self._capabilities
 
     # Time
 
@@ -311,7 +271,7 @@ class ClientConnection(asyncio.Protocol):
     def _give_up_handshake(self) -> None:
         if self._state not in _AFTER_HANDSHAKE and self._state != "closed":
             self._server.event(f"{self.name} did not get through the handshake in {_HANDSHAKE:g} s")
-            self._abort()
+            self.drop()
 
     def _heartbeat(self, seconds: float) -> None:
         """Send something in each half of the interval, and hang up on a client that is silent for two."""
@@ -321,12 +281,12 @@ class ClientConnection(asyncio.Protocol):
             now = time.monotonic()
             if self._state == "closed" or self._transport.is_closing():
                 return
-            if now - self._heard > 2 * seconds and not (self.frozen or self.blocked) and self._reading:
+            if now - self._heard > 2 * seconds and self._listens:
                 self._server.event(f"{self.name} was silent for {2 * seconds:g} s")
-                self._abort()
+                self.drop()
                 return
-            if now - self._said >= seconds / 2:
-                self._write(frame.Heartbeat().marshal())
+            if now - self._outgoing.said >= seconds / 2:
+                self._outgoing.add(frame.Heartbeat().marshal())
             self._timers[:] = [self._server.loop.call_later(seconds / 2, beat)]
 
         self._later(seconds / 2, beat)
@@ -336,38 +296,9 @@ class ClientConnection(asyncio.Protocol):
     def send(self, channel: int, method: Any, content: Content | None = None) -> None:
         """Send a method, with a message if there is one."""
         if content is None:
-            self._write(frame.Method(channel, method).marshal())
+            self._outgoing.add(frame.Method(channel, method).marshal())
         else:
-            self._write(content.frames(channel, method, self._frame_max))
-
-    def _write(self, data: bytes) -> None:
-        self._out.append(data)
-        if not self._flushing:
-            self._flushing = True
-            self._server.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        """Write what one turn of the loop has brought, in one piece."""
-        self._flushing = False
-        self._send_confirms()
-        if self.frozen or not self._out:
-            return
-        data = b"".join(self._out)
-        self._out.clear()
-        self._said = time.monotonic()
-        if self._server.delay or self._write_at > self._said:
-            self._write_at = max(self._write_at, self._said + self._server.delay)
-            self._server.loop.call_later(self._write_at - self._said, self._transport.write, data)
-        else:
-            self._transport.write(data)
-
-    def flush_and(self, then: Callable[[], object]) -> None:
-        """Write what there is, then do something."""
-        self._flush()
-        if self._server.delay:
-            self._later(self._server.delay, then)
-        else:
-            then()
+            self._outgoing.add(content.frames(channel, method, self._frame_max))
 
     def is_reading(self) -> bool:
         """Whether the client takes what it is sent."""
@@ -376,9 +307,7 @@ class ClientConnection(asyncio.Protocol):
     def confirm_later(self, channel: Channel) -> None:
         """Confirms go out together, at the end of a turn."""
         self._confirming[channel] = None
-        if not self._flushing:
-            self._flushing = True
-            self._server.loop.call_soon(self._flush)
+        self._outgoing.soon()
 
     def _send_confirms(self) -> None:
         if not self._confirming or self._server.holds_confirms:
@@ -388,8 +317,8 @@ class ClientConnection(asyncio.Protocol):
             confirms, channel.confirms = channel.confirms, []
             if channel.number in self.channels:
                 for tag, multiple, ack in self._server.arrange(confirms):
-                    make = _make(spec.Basic.Ack if ack else spec.Basic.Nack)
-                    self.send(channel.number, make(delivery_tag=tag, multiple=multiple))
+                    kind = spec.Basic.Ack if ack else spec.Basic.Nack
+                    self.send(channel.number, make(kind)(delivery_tag=tag, multiple=multiple))
 
     def takes_nacked(self) -> bool:
         """Whether the next message is one that the broker was told to nack."""
@@ -397,35 +326,37 @@ class ClientConnection(asyncio.Protocol):
 
     # Faults
 
+    @property
+    def _listens(self) -> bool:
+        return self._reading and not (self._outgoing.frozen or self._blocked)
+
     def listen(self) -> None:
         """Read on, if nothing speaks against it."""
-        stopped = self.frozen or self.blocked or not self._reading
         if self._transport.is_closing():
             return
-        (self._transport.pause_reading if stopped else self._transport.resume_reading)()
-        if not self.frozen:
-            self._flush()
+        (self._transport.resume_reading if self._listens else self._transport.pause_reading)()
+        self._outgoing.flush()
 
     def freeze(self, frozen: bool) -> None:
         """Answer nothing and close nothing, or go on."""
-        self.frozen = frozen
+        self._outgoing.frozen = frozen
         self.listen()
 
     def block(self) -> None:
         """It publishes, and the broker has no memory for that."""
-        if self.blocked:
+        if self._blocked:
             return
-        self.blocked = True
+        self._blocked = True
         if self.knows("connection.blocked"):
-            self.send(0, _make(spec.Connection.Blocked)(reason="low on memory"))
+            self.send(0, make(spec.Connection.Blocked)(reason="low on memory"))
         self._server.loop.call_soon(self.listen)
 
     def unblock(self) -> None:
         """The broker has memory again."""
-        if self.blocked:
-            self.blocked = False
+        if self._blocked:
+            self._blocked = False
             if self.knows("connection.blocked"):
-                self.send(0, _make(spec.Connection.Unblocked)())
+                self.send(0, make(spec.Connection.Unblocked)())
             self.listen()
 
     # The end
@@ -437,7 +368,7 @@ class ClientConnection(asyncio.Protocol):
         self._closing_channels.add(number)
         self.send(
             number,
-            _make(spec.Channel.Close)(
+            make(spec.Channel.Close)(
                 reply_code=closing.code,
                 reply_text=closing.text,
                 class_id=closing.method[0],
@@ -454,7 +385,7 @@ class ClientConnection(asyncio.Protocol):
         told = self._state == "running" or (closing.code, self._state) in _TOLD_BEFORE
         if self._state in ("closing", "closed") or not told:
             self._server.event(f"{self.name} was hung up on: {closing.code} {closing.text}")
-            self._abort()
+            self.drop()
             return
         self._server.event(f"{self.name} was closed: {closing.code} {closing.text}")
         self._end()
@@ -462,18 +393,18 @@ class ClientConnection(asyncio.Protocol):
         class_id, method_id = closing.method
         self.send(
             0,
-            _make(spec.Connection.Close)(
+            make(spec.Connection.Close)(
                 reply_code=closing.code, reply_text=closing.text, class_id=class_id, method_id=method_id
             ),
         )
-        self._later(_GOODBYE, self._abort)
+        self._later(_GOODBYE, self.drop)
 
     def close_by_force(self, code: int, detail: str) -> None:
         """The broker, or who runs it, wants it closed."""
         if self._state == "running":
             self._close(ConnectionClosing(code, detail))
         else:
-            self._abort()
+            self.drop()
 
     def _end(self) -> None:
         channels, self.channels = list(self.channels.values()), {}
@@ -487,70 +418,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _hang_up(self) -> None:
         self._state = "closed"
-        self.flush_and(self._transport.close)
-
-    def _abort(self) -> None:
-        self._state = "closed"
-        self._transport.abort()
+        self._outgoing.close()
 
     def drop(self) -> None:
         """Hang up, as a network does: without a word."""
-        self._abort()
-
-
-class _NoSuchMethod(Exception):
-    """RabbitMQ hangs up on such a client, without a word."""
-
-
-def _decode(payload: bytes) -> Any:
-    index = int.from_bytes(payload[:4], "big")
-    kind: Any = spec.methods.get(index)
-    if kind is None or len(payload) < 4:
-        raise _NoSuchMethod(f"{index >> 16}.{index & 0xFFFF}")
-    # Of all methods, this one's constructor has required arguments (pika 1.4.4).
-    method: Any = kind(b"", b"") if index == spec.Connection.UpdateSecret.INDEX else kind()
-    try:
-        return method.decode(payload, 4)
-    except Exception as exc:  # of many types
-        raise ConnectionClosing(501, f"cannot decode {_shown(payload[4:])}") from exc
-
-
-def _bad_frame(kind: int, payload: bytes, problem: str) -> ConnectionClosing:
-    which = "all" if len(payload) <= 16 else "first 16"
-    return ConnectionClosing(501, f"type {kind}, {which} octets = {_shown(payload[:16])}: {problem}")
-
-
-def _shown(data: bytes) -> str:
-    """Bytes as Erlang prints them."""
-    if data and all(32 <= octet < 127 for octet in data):
-        return f'<<"{data.decode()}">>'
-    return f"<<{','.join(map(str, data))}>>"
-
-
-def _credentials(mechanism: str, response: bytes) -> tuple[str, str]:
-    """User name and password, from SASL's PLAIN, or RabbitMQ's AMQPLAIN."""
-    if mechanism == "PLAIN":
-        try:
-            _identity, user, password = response.split(b"\0")
-        except ValueError as exc:
-            raise ConnectionClosing(502, "PLAIN auth info is malformed") from exc
-        return text_of(user), text_of(password)
-    if mechanism == "AMQPLAIN":
-        try:
-            table = tables.decode(struct.pack(">I", len(response)) + response)[0]
-            return text_of(table["LOGIN"].value), text_of(table["PASSWORD"].value)
-        except (tables.Malformed, KeyError, AttributeError) as exc:
-            raise ConnectionClosing(502, "AMQPLAIN auth info is malformed") from exc
-    raise ConnectionClosing(504, f"unknown authentication mechanism '{mechanism}'")
-
-
-def _check_negotiated(what: str, value: int, ours: int, lowest: int) -> None:
-    if ours and (value > ours or value == 0):
-        problem = f"negotiated {what} = {value} is higher than the maximum allowed value ({ours})"
-        raise ConnectionClosing(530, problem)
-    if value < lowest:
-        problem = f"negotiated {what} = {value} is lower than the minimum allowed value ({lowest})"
-        raise ConnectionClosing(530, problem)
+        self._state = "closed"
+        self._transport.abort()
 
 
 def _last_method(method: Any) -> tuple[int, int]:
@@ -561,11 +434,6 @@ def _last_method(method: Any) -> tuple[int, int]:
 
 def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
-
-
-def _make(method: Any) -> Any:
-    """Pika's generated classes are not annotated."""
-    return method
 
 
 #: What is expected on channel 0 in each state, but for the connection's end.

@@ -9,6 +9,8 @@ from pika import frame, spec
 from pika.spec import BasicProperties
 
 from . import tables
+from .arguments import parse_expiration
+from .closing import precondition_failed
 from .tables import Table
 
 _OVERHEAD = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
@@ -144,3 +146,19 @@ class Content:
     def with_headers(self, headers: Table, **properties: Any) -> Content:
         """The same message with other headers and properties."""
         return self.changed(self.exchange, self.routing_key, headers, **properties)
+
+
+def check_publishable(content: Content, user: str) -> None:
+    """Refuse what RabbitMQ refuses of a message.
+
+    :param user: who publishes it.
+    """
+    claimed = content.properties.user_id
+    if claimed is not None and claimed != user:
+        raise precondition_failed(f"user_id property set to '{claimed}' but authenticated user was '{user}'")
+    parse_expiration(content.properties.expiration)
+    for name in ("CC", "BCC"):
+        field = content.headers.get(name)
+        if field is not None and field.kind != "array":
+            why = f'{{unacceptable_type_in_header,"{name}",{field.kind}}}'
+            raise precondition_failed(f"invalid message: {why}")

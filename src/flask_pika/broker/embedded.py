@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import json
 import logging
 import os
 import socket
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from . import server as servers
-from .contents import Content
-from .queues import Queue
 from .server import Server
+from .vhost import VirtualHost
+from .views import Queues, QueueView
 
 logger = logging.getLogger("flask_pika.broker")
 
@@ -34,116 +31,6 @@ _PATIENCE = 30.0
 
 class BrokerError(Exception):
     """The embedded broker cannot do that."""
-
-
-@dataclass(frozen=True)
-class StoredMessage:
-    """A message as it waits in a queue."""
-
-    body: bytes
-    exchange: str
-    routing_key: str
-    properties: Any  #: a ``pika.BasicProperties``
-    redelivered: bool = False
-
-    @property
-    def text(self) -> str:
-        """The body as UTF-8."""
-        return self.body.decode()
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.body)
-
-    @property
-    def headers(self) -> dict[str, Any]:
-        """The headers; empty when there are none."""
-        return dict(self.properties.headers or {})
-
-
-class QueueView:
-    """A look into one queue, as it is at each call."""
-
-    def __init__(self, broker: Broker, name: str) -> None:
-        self._broker = broker
-        self.name = name
-
-    def _read(self, read: Callable[[Queue], T]) -> T:
-        def look(server: Server) -> T:
-            queue = server.vhosts[self._broker.virtual_host].queues.get(self.name)
-            if queue is None:
-                raise KeyError(f"there is no queue {self.name!r}")
-            return read(queue)
-
-        return self._broker._ask(look)
-
-    @property
-    def messages(self) -> list[StoredMessage]:
-        """Those that wait for somebody, in order."""
-        return self._read(
-            lambda queue: [_stored(queue.shown(entry), entry.redelivered) for entry in queue.ready()]
-        )
-
-    @property
-    def unacked(self) -> list[StoredMessage]:
-        """Those that somebody has and has not settled."""
-        return self._read(
-            lambda queue: [_stored(queue.shown(entry), entry.redelivered) for entry in queue.unacked]
-        )
-
-    @property
-    def consumers(self) -> int:
-        """How many consumers there are."""
-        return self._read(lambda queue: len(queue.consumers))
-
-    def wait_for(
-        self, condition: int | Callable[[list[StoredMessage]], object], timeout: float = 10.0
-    ) -> list[StoredMessage]:
-        """Wait until so many messages are there, or until a condition on them holds; the messages.
-
-        :raises TimeoutError: not within ``timeout`` seconds.
-        """
-        deadline = time.monotonic() + timeout
-        while True:
-            messages = self.messages
-            good = len(messages) >= condition if isinstance(condition, int) else condition(messages)
-            if good:
-                return messages
-            if time.monotonic() >= deadline:
-                raise TimeoutError(
-                    f"queue {self.name!r} did not come to that in {timeout:g} s: it has"
-                    f" {len(messages)} messages"
-                )
-            time.sleep(0.005)
-
-    def __repr__(self) -> str:
-        return f"<QueueView {self.name!r}>"
-
-
-def _stored(content: Content, redelivered: bool) -> StoredMessage:
-    return StoredMessage(content.body, content.exchange, content.routing_key, content.properties, redelivered)
-
-
-class _Queues(Mapping[str, QueueView]):
-    """The queues of the broker, by name."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-
-    def _names(self) -> list[str]:
-        return self._broker._ask(lambda server: list(server.vhosts[self._broker.virtual_host].queues))
-
-    def __getitem__(self, name: str) -> QueueView:
-        if name not in self._names():
-            raise KeyError(name)
-        return QueueView(self._broker, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
-
-    def __len__(self) -> int:
-        return len(self._names())
 
 
 class Broker:
@@ -294,7 +181,7 @@ class Broker:
     @property
     def queues(self) -> Mapping[str, QueueView]:
         """The queues, by name: ``broker.queues["orders"].messages``."""
-        return _Queues(self)
+        return Queues(self._look)
 
     @property
     def exchanges(self) -> list[str]:
@@ -380,6 +267,9 @@ class Broker:
         self._ask(
             lambda server: server.release_confirms(backwards=backwards, shuffled=shuffled, together=together)
         )
+
+    def _look(self, question: Callable[[VirtualHost], T]) -> T:
+        return self._ask(lambda server: question(server.vhosts[self.virtual_host]))
 
     def _ask(self, question: Callable[[Server], T]) -> T:
         """Have something done in the broker's thread."""

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from .closing import ConnectionClosing
 from .contents import Content
-from .queues import Consumer, Entry, Queue
+from .line import Entry
+from .queues import Consumer, Queue
 from .tables import Field, is_integer, text_of
 
 

@@ -112,8 +112,8 @@ def _value(data: bytes, at: int) -> tuple[Field, int]:
     at += 1
     if letter in _FIXED:
         kind, layout = _FIXED[letter]
-        values = layout.unpack_from(data, at)
-        return Field(kind, values if len(values) > 1 else values[0]), at + layout.size
+        first, *more = layout.unpack_from(data, at)
+        return Field(kind, (first, *more) if more else first), at + layout.size
     if letter == b"V":
         return Field("void", None), at
     if letter == b"F":

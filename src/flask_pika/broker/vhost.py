@@ -13,7 +13,8 @@ from .arguments import compare_arguments, not_implemented, read_queue_arguments,
 from .closing import ChannelClosing, ConnectionClosing, not_found, precondition_failed
 from .contents import Content
 from .exchanges import TYPES, Destination, Exchange, check_headers_binding
-from .queues import Clock, Entry, Queue
+from .line import Entry
+from .queues import Clock, Queue
 from .streams import Stream
 from .tables import Field, Table
 

@@ -1,0 +1,72 @@
+"""Outgoing: what is to be written to one client, the frames of one turn of the loop in one piece."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .server import Server
+
+
+class Outgoing:
+    """One client's.
+
+    :param before: called before each write; it may add to it.
+    """
+
+    def __init__(self, server: Server, before: Callable[[], object]) -> None:
+        self._server = server
+        self._before = before
+        self._pieces: list[bytes] = []
+        self._scheduled = False
+        self._write_at = 0.0
+        #: When something was written last, by the monotonic clock.
+        self.said = 0.0
+        #: Whether nothing is written, until it is False again.
+        self.frozen = False
+        self.transport: asyncio.Transport
+
+    def add(self, data: bytes) -> None:
+        """Write it soon."""
+        self._pieces.append(data)
+        self.soon()
+
+    def soon(self) -> None:
+        """There will be something to write at the end of this turn."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._server.loop.call_soon(self.flush)
+
+    def hold(self) -> None:
+        """Write nothing before the next :meth:`flush`, which the caller sees to."""
+        self._scheduled = True
+
+    def flush(self) -> None:
+        """Write what there is."""
+        self._scheduled = False
+        self._before()
+        if self.frozen or not self._pieces:
+            return
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        if self.transport.is_closing():
+            return
+        self.said = time.monotonic()
+        if self._server.delay or self._write_at > self.said:
+            # In their order, also when the delay has become shorter.
+            self._write_at = max(self._write_at, self.said + self._server.delay)
+            self._server.loop.call_later(self._write_at - self.said, self.transport.write, data)
+        else:
+            self.transport.write(data)
+
+    def close(self) -> None:
+        """Write what there is, and hang up."""
+        self.flush()
+        later = max(self._server.delay, self._write_at - time.monotonic())
+        if later > 0:
+            self._server.loop.call_later(later, self.transport.close)
+        else:
+            self.transport.close()

@@ -1,0 +1,133 @@
+"""A look into the broker's queues, from any thread."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from .contents import Content
+from .queues import Queue
+from .vhost import VirtualHost
+
+T = TypeVar("T")
+
+
+class Ask(Protocol):
+    """Has something read in the broker's thread."""
+
+    def __call__(self, question: Callable[[VirtualHost], T], /) -> T:
+        """What it read."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredMessage:
+    """A message as it waits in a queue."""
+
+    body: bytes
+    exchange: str
+    routing_key: str
+    properties: Any  #: a ``pika.BasicProperties``
+    redelivered: bool = False
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8."""
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The headers; empty when there are none."""
+        return dict(self.properties.headers or {})
+
+
+class QueueView:
+    """A look into one queue, as it is at each call."""
+
+    def __init__(self, ask: Ask, name: str) -> None:
+        self._ask = ask
+        self.name = name
+
+    def _read(self, read: Callable[[Queue], T]) -> T:
+        def look(vhost: VirtualHost) -> T:
+            queue = vhost.queues.get(self.name)
+            if queue is None:
+                raise KeyError(f"there is no queue {self.name!r}")
+            return read(queue)
+
+        return self._ask(look)
+
+    @property
+    def messages(self) -> list[StoredMessage]:
+        """Those that wait for somebody, in order."""
+        return self._read(
+            lambda queue: [_stored(queue.shown(entry), entry.redelivered) for entry in queue.ready()]
+        )
+
+    @property
+    def unacked(self) -> list[StoredMessage]:
+        """Those that somebody has and has not settled."""
+        return self._read(
+            lambda queue: [_stored(queue.shown(entry), entry.redelivered) for entry in queue.unacked]
+        )
+
+    @property
+    def consumers(self) -> int:
+        """How many consumers there are."""
+        return self._read(lambda queue: len(queue.consumers))
+
+    def wait_for(
+        self, condition: int | Callable[[list[StoredMessage]], object], timeout: float = 10.0
+    ) -> list[StoredMessage]:
+        """Wait until so many messages are there, or until a condition on them holds; the messages.
+
+        :raises TimeoutError: not within ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            messages = self.messages
+            good = len(messages) >= condition if isinstance(condition, int) else condition(messages)
+            if good:
+                return messages
+            if time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"queue {self.name!r} did not come to that in {timeout:g} s: it has"
+                    f" {len(messages)} messages"
+                )
+            time.sleep(0.005)
+
+    def __repr__(self) -> str:
+        return f"<QueueView {self.name!r}>"
+
+
+def _stored(content: Content, redelivered: bool) -> StoredMessage:
+    return StoredMessage(content.body, content.exchange, content.routing_key, content.properties, redelivered)
+
+
+class Queues(Mapping[str, QueueView]):
+    """The queues of the broker, by name."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    def _names(self) -> list[str]:
+        return self._ask(lambda vhost: list(vhost.queues))
+
+    def __getitem__(self, name: str) -> QueueView:
+        if name not in self._names():
+            raise KeyError(name)
+        return QueueView(self._ask, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
