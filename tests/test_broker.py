@@ -1,0 +1,694 @@
+"""The embedded broker itself: its life, a look inside, faults on demand, and peers that behave badly.
+
+What it does with AMQP is in ``tests/contract``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pika
+import pytest
+from flask import Flask
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pika import exceptions as pika_errors
+from pika import frame, spec
+
+from flask_pika import (
+    BrokerBlocked,
+    BrokerUnavailable,
+    ConfigError,
+    Message,
+    Nacked,
+    Pika,
+    PublishTimeout,
+    PublishUnknown,
+)
+from flask_pika.broker import Broker, BrokerError, shared_broker, stop_shared_brokers
+from tests.conftest import make_app, wait_for
+from tests.contract.helpers import Peer
+from tests.contract.raw import HEADER, Wire
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    with Broker() as started:
+        yield started
+
+
+@contextlib.contextmanager
+def raw(broker: Broker, **options: Any) -> Iterator[Any]:
+    """A channel of pika's own."""
+    parameters = pika.URLParameters(broker.url)
+    for name, value in options.items():
+        setattr(parameters, name, value)
+    connection = pika.BlockingConnection(parameters)
+    try:
+        yield connection.channel()
+    finally:
+        with contextlib.suppress(pika_errors.AMQPError):
+            connection.close()
+
+
+_apps: list[Flask] = []
+
+
+@pytest.fixture(autouse=True)
+def _keep_apps() -> Iterator[None]:
+    yield
+    _apps.clear()
+
+
+def publishing(broker: Broker, **publisher: Any) -> Pika:
+    app = Flask("shop")
+    app.config["FLASK_PIKA_PARAMS"] = {"host": "127.0.0.1", "port": broker.port, "stack_timeout": 60}
+    app.config["FLASK_PIKA_PUBLISHER_PARAMS"] = {"timeout": 30, **publisher}
+    fpika = Pika(app)
+    _apps.append(app)
+    return fpika
+
+
+# Its life
+
+
+def test_it_is_there_in_its_block_and_gone_after_it() -> None:
+    with Broker() as broker:
+        with raw(broker) as ch:
+            assert ch.is_open
+        assert broker.url == f"amqp://guest:guest@127.0.0.1:{broker.port}/%2F"
+        assert repr(broker) == f"<Broker on 127.0.0.1 port {broker.port}>"
+        with pytest.raises(BrokerError, match="started already"):
+            broker.start()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", broker.port), 5)
+    assert repr(broker) == "<Broker stopped>"
+    with pytest.raises(BrokerError, match="does not run"):
+        _ = broker.connections
+    broker.stop()  # again
+
+
+def test_a_port_that_is_taken_is_said_so(broker: Broker) -> None:
+    with pytest.raises(BrokerError, match=f"cannot listen on 127.0.0.1 port {broker.port}: Address already"):
+        Broker(port=broker.port).start()
+
+
+def test_a_stop_hangs_up_on_everybody_at_once() -> None:
+    with Broker() as broker:
+        connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+        channel = connection.channel()
+        channel.queue_declare("q", arguments={"x-expires": 10_000_000})
+    with pytest.raises(pika_errors.AMQPConnectionError):
+        channel.queue_declare("q")
+
+
+def test_it_listens_on_loopback_alone_unless_told_otherwise(broker: Broker) -> None:
+    assert broker.host == "127.0.0.1"
+    with Broker("::1") as other:
+        assert other.url == f"amqp://guest:guest@[::1]:{other.port}/%2F"
+        with raw(other) as ch:
+            assert ch.is_open
+
+
+def test_its_users_and_virtual_hosts_are_those_it_was_told() -> None:
+    with Broker(users={"me": "s/cret"}, virtual_hosts=["shop"], heartbeat=7) as broker:
+        assert broker.url == f"amqp://me:s%2Fcret@127.0.0.1:{broker.port}/shop"
+        with raw(broker) as ch:
+            ch.queue_declare("q")
+            assert ch.connection._impl.params.heartbeat == 7
+        assert list(broker.queues) == ["q"]
+        with pytest.raises(pika_errors.ProbableAuthenticationError):
+            pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", broker.port))
+
+
+def test_a_queue_can_be_looked_into(broker: Broker) -> None:
+    with raw(broker) as ch:
+        ch.queue_declare("orders")
+        ch.basic_publish("", "orders", b'{"id": 1}', pika.BasicProperties(headers={"tenant": "a"}))
+        ch.basic_publish("", "orders", b"text")
+        orders = broker.queues["orders"]
+        first, second = orders.wait_for(2)
+        assert (first.json, first.headers, first.routing_key, first.exchange) == (
+            {"id": 1},
+            {"tenant": "a"},
+            "orders",
+            "",
+        )
+        assert (second.text, second.headers, second.redelivered) == ("text", {}, False)
+        method, _, _ = ch.basic_get("orders")
+        assert [message.body for message in orders.messages] == [b"text"]
+        assert [message.body for message in orders.unacked] == [b'{"id": 1}']
+        ch.basic_nack(method.delivery_tag)
+        assert orders.wait_for(lambda messages: len(messages) == 2)[0].redelivered
+        ch.basic_consume("orders", lambda *_: None)
+        assert orders.consumers == 1
+        assert "amq.topic" in broker.exchanges
+        assert len(broker.connections) == 1
+        with pytest.raises(TimeoutError, match="'orders' did not come to that in 0 s: it has 0 messages"):
+            orders.wait_for(1, timeout=0)
+        ch.queue_delete("orders")
+        with pytest.raises(KeyError):
+            _ = orders.messages
+    with pytest.raises(KeyError):
+        _ = broker.queues["orders"]
+    assert len(broker.queues) == 0
+
+
+def test_events_are_told_in_words_and_a_listener_that_fails_harms_nobody() -> None:
+    told: list[str] = []
+    with Broker(event=told.append) as broker, raw(broker) as ch:
+        ch.queue_declare("q")
+        ch.basic_publish("", "q", b"x" * 1234)
+        ch.queue_delete("q")
+    assert told[0].endswith("opened, as 'guest'")
+    assert told[1:4] == [
+        "queue 'q' declared",
+        "1,234 bytes to exchange '' with key 'q': to 'q'",
+        "queue 'q' deleted",
+    ]
+
+    def fail(_event: str) -> None:
+        raise BrokenPipeError
+
+    with Broker(event=fail) as broker, raw(broker) as ch:
+        assert ch.queue_declare("q").method.queue == "q"
+
+
+# embedded://
+
+
+@pytest.fixture
+def _shared() -> Iterator[None]:
+    yield
+    stop_shared_brokers()
+
+
+@pytest.mark.usefixtures("_shared")
+def test_an_embedded_url_starts_one_broker_for_each_name(caplog: pytest.LogCaptureFixture) -> None:
+    apps = [make_app(url, {"pool_size": 1}) for url in ("embedded://", "embedded://", "embedded://other")]
+    with caplog.at_level(logging.WARNING, logger="flask_pika"):
+        for app, fpika in apps:
+            with app.app_context(), fpika.channel() as ch:
+                ch.queue_declare("q")
+                fpika.publish(b"x", routing_key="q")
+    assert len(shared_broker("").queues["q"].messages) == 2
+    assert len(shared_broker("other").queues["q"].messages) == 1
+    lines = [record.getMessage() for record in caplog.records if record.name == "flask_pika.broker"]
+    assert len(lines) == 2
+    assert all("nothing is kept on disk" in line for line in lines)
+    assert "embedded://other" in repr(apps[2][1])
+
+
+@pytest.mark.usefixtures("_shared")
+def test_threads_that_need_it_at_once_get_the_same_one() -> None:
+    found: list[Broker] = []
+    start = threading.Barrier(8)
+
+    def work() -> None:
+        start.wait()
+        found.append(shared_broker("same"))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(found) == 8
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("url", ["embedded://a/b", "embedded://user:s3cret@host", "embedded://a?x=1"])
+def test_an_embedded_url_with_more_than_a_name_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="FLASK_PIKA_PARAMS is an embedded://") as caught:
+        make_app(url)
+    assert "s3cret" not in str(caught.value)
+
+
+FORK = """
+import os, sys
+from flask import Flask
+from flask_pika import Pika
+from flask_pika.broker import shared_broker
+
+app = Flask("forking")
+app.config["FLASK_PIKA_PARAMS"] = "embedded://"
+app.config["FLASK_PIKA_POOL_PARAMS"] = {"pool_size": 1}
+fpika = Pika(app)
+with fpika.channel() as ch:
+    ch.queue_declare("q")
+fpika.publish(b"parent", routing_key="q")
+children = []
+for _ in range(3):
+    pid = os.fork()
+    if not pid:
+        fpika.publish(b"child", routing_key="q")
+        with fpika.channel() as ch:
+            assert ch.queue_declare("q", passive=True).method.message_count >= 1
+        sys.exit(0)
+    children.append(pid)
+assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
+fpika.publish(b"parent", routing_key="q")
+print(sorted(message.text for message in shared_broker("").queues["q"].messages))
+"""
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_forked_children_use_their_parents_broker() -> None:
+    # Python 3.12 and newer warn of any fork with threads.
+    done = run_python(FORK, "-W", "ignore::DeprecationWarning")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['child', 'child', 'child', 'parent', 'parent']\n"
+
+
+def test_a_child_keeps_no_copy_of_the_listening_socket(broker: Broker) -> None:
+    with raw(broker):
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if not pid:  # pragma: no cover
+            os.close(writing)
+            os.read(reading, 1)  # until the parent has looked
+            os._exit(0)
+        try:
+            os.close(reading)
+            broker.stop()
+            with pytest.raises(OSError, match="refused"):
+                socket.create_connection(("127.0.0.1", broker.port), 5)
+        finally:
+            os.close(writing)
+            os.waitpid(pid, 0)
+
+
+GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import gevent
+from flask import Flask
+from flask_pika import Pika
+from flask_pika.broker import shared_broker
+
+app = Flask("green")
+app.config["FLASK_PIKA_PARAMS"] = "embedded://"
+fpika = Pika(app)
+with fpika.channel() as ch:
+    ch.queue_declare("q")
+jobs = [gevent.spawn(fpika.publish, b"x", routing_key="q") for _ in range(20)]
+gevent.joinall(jobs, raise_error=True)
+print(len(shared_broker("").queues["q"].messages))
+"""
+
+
+def test_it_works_under_gevents_monkey_patching() -> None:
+    done = run_python(GEVENT, "-W", "ignore::DeprecationWarning")
+    assert (done.returncode, done.stdout) == (0, "20\n"), done.stderr
+
+
+def test_the_command_runs_it_until_it_is_told_to_end() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flask", "pika", "broker", "--port=0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert "Nothing is kept on disk" in first
+        url = first.split("listens on ")[1].split(". ")[0]
+        with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            connection.channel().queue_declare("q")
+        assert process.stdout.readline().endswith("opened, as 'guest'\n")
+        assert process.stdout.readline().endswith("queue 'q' declared\n")
+    finally:
+        process.terminate()
+        rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert rest.endswith("The embedded broker has ended; what it had is gone.\n")
+
+
+# Faults on demand
+
+
+def test_dropped_connections_are_made_again_and_nothing_is_lost(broker: Broker) -> None:
+    fpika = publishing(broker)
+    with raw(broker) as ch:
+        ch.queue_declare("q", durable=True)
+    stopped = threading.Event()
+    sent: list[str] = []
+
+    def work() -> None:
+        while not stopped.is_set():
+            sent.append(fpika.publish(b"x", routing_key="q"))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        more = len(sent) + 50
+        wait_for(lambda more=more: len(sent) > more, "messages are confirmed")  # type: ignore[misc]
+        broker.drop_connections()
+    stopped.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    there = {message.properties.message_id for message in broker.queues["q"].messages}
+    assert set(sent) <= there
+    assert fpika.stats().publisher.reconnects >= 1
+    fpika.close()
+
+
+def test_connections_closed_by_an_operator_say_so(broker: Broker) -> None:
+    with raw(broker) as ch:
+        broker.close_connections()
+        with pytest.raises(pika_errors.ConnectionClosedByBroker) as caught:
+            ch.queue_declare("q")
+    assert (caught.value.reply_code, caught.value.reply_text) == (
+        320,
+        "CONNECTION_FORCED - broker forced connection closure",
+    )
+
+
+def test_who_connects_is_refused_until_it_accepts_again(broker: Broker) -> None:
+    _app, fpika = make_app({"host": "127.0.0.1", "port": broker.port}, {"pool_size": 1})
+    broker.refuse()
+    broker.refuse()
+    with pytest.raises(BrokerUnavailable, match="refused"):
+        fpika.channel(timeout=5)
+    broker.accept()
+    broker.accept()
+    with fpika.channel(timeout=30) as ch:
+        assert ch.is_open
+
+
+def test_a_frozen_broker_answers_nothing_and_closes_nothing(broker: Broker) -> None:
+    fpika = publishing(broker)
+    with raw(broker) as ch:
+        ch.queue_declare("q")
+    fpika.publish(b"before", routing_key="q")
+    broker.freeze()
+    future = fpika.submit(b"frozen", routing_key="q", timeout=60)
+    with pytest.raises(PublishTimeout):
+        fpika.publish(b"", mandatory=False, timeout=0.2)
+    with socket.create_connection((broker.host, broker.port), 30) as fresh:  # the system takes it
+        fresh.sendall(HEADER)
+        fresh.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            fresh.recv(1)
+        broker.thaw()
+        fresh.settimeout(30)
+        assert fresh.recv(1) == b"\x01"
+    assert future.result(60)
+    assert fpika.stats().publisher.reconnects == 0
+    fpika.close()
+
+
+def test_a_blocked_broker_tells_who_publishes_and_listens_to_the_others(broker: Broker) -> None:
+    fpika = publishing(broker)
+    fpika.publish(b"", mandatory=False)
+    broker.block()
+    with contextlib.suppress(PublishTimeout):  # the one that meets the alarm is on the wire
+        fpika.publish(b"", mandatory=False, timeout=0.2)
+    wait_for(lambda: fpika.stats().publisher.state == "blocked", "the broker blocks")
+    with pytest.raises(BrokerBlocked):
+        fpika.publish(b"", mandatory=False, timeout=0.2)
+    with raw(broker) as ch:
+        assert ch.queue_declare("q").method.queue == "q"
+    broker.unblock()
+    fpika.publish(b"", mandatory=False)
+    fpika.close()
+
+
+def test_messages_beyond_the_memory_make_publishers_wait_until_there_is_room() -> None:
+    with Broker(memory=100_000) as broker, raw(broker) as reader:
+        reader.queue_declare("q")
+        fpika = publishing(broker)
+        with contextlib.suppress(BrokerBlocked, PublishTimeout):
+            for _ in range(10_000):
+                fpika.publish(b"x" * 10_000, routing_key="q", timeout=1)
+        wait_for(lambda: fpika.stats().publisher.state == "blocked", "the broker blocks")
+        assert len(broker.queues["q"].messages) < 10_000
+        reader.queue_purge("q")
+        fpika.publish(b"x", routing_key="q")
+        fpika.close()
+
+
+def test_the_next_messages_are_nacked_and_no_others(broker: Broker) -> None:
+    fpika = publishing(broker)
+    broker.nack_next(2)
+    for _ in range(2):
+        with pytest.raises(Nacked):
+            fpika.publish(b"", mandatory=False)
+    fpika.publish(b"", mandatory=False)
+    assert fpika.stats().publisher.nacked == 2
+    fpika.close()
+
+
+def test_a_delay_puts_off_every_answer_and_keeps_their_order(broker: Broker) -> None:
+    with raw(broker) as ch:
+        ch.queue_declare("q")
+        broker.delay(0.05)
+        for number in range(3):
+            ch.basic_publish("", "q", b"%d" % number)
+        inbox: list[bytes] = []
+        ch.basic_consume("q", lambda _ch, _method, _properties, body: inbox.append(body), auto_ack=True)
+        broker.delay(0)
+        ch.queue_declare("q", passive=True)
+        ch.connection.process_data_events(0)
+        assert inbox == [b"0", b"1", b"2"]
+
+
+def test_closed_channels_are_opened_anew(broker: Broker) -> None:
+    fpika = publishing(broker)
+    fpika.publish(b"", mandatory=False)
+    with raw(broker) as ch:
+        broker.close_channel(406, "as you wish", number=1)
+        with pytest.raises(pika_errors.ChannelClosedByBroker, match="PRECONDITION_FAILED - as you wish"):
+            ch.queue_declare("q")
+    fpika.publish(b"", mandatory=False)
+    assert fpika.stats().publisher.reconnects == 0
+    fpika.close()
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"backwards": True}, {"shuffled": True}, {"together": True}], ids=lambda how: "".join(how)
+)
+def test_confirms_in_any_order_and_grouping_settle_what_they_name(
+    broker: Broker, how: dict[str, bool], both_ways: str
+) -> None:
+    fpika = publishing(broker)
+    with raw(broker) as ch:
+        ch.queue_declare("q")
+    fpika.publish(b"", mandatory=False)
+    broker.hold_confirms()
+    futures = [fpika.submit(b"%d" % number, routing_key="q") for number in range(100)]
+    broker.queues["q"].wait_for(100)
+    assert not any(future.done() for future in futures)
+    broker.release_confirms(**how)
+    assert len({future.result(30) for future in futures}) == 100
+    fpika.publish(b"", mandatory=False)
+    fpika.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({}, [(1, False), (2, False), (3, False)]),
+        ({"backwards": True}, [(3, False), (2, False), (1, False)]),
+        ({"together": True}, [(3, True)]),
+    ],
+    ids=["one by one", "backwards", "together"],
+)
+def test_confirms_are_released_as_they_were_asked_for(
+    broker: Broker, how: dict[str, bool], told: list[tuple[int, bool]]
+) -> None:
+    wire = Wire(Peer("embedded", broker.host, broker.port)).login().open_channel(1)
+    wire.send(spec.Confirm.Select()).expect(spec.Confirm.SelectOk)
+    broker.hold_confirms()
+    for _ in range(3):
+        wire.publish("", "nowhere")
+    wire.check()
+    broker.release_confirms(**how)
+    acks = [wire.expect(spec.Basic.Ack) for _ in told]
+    assert [(ack.delivery_tag, ack.multiple) for ack in acks] == told
+    wire.hang_up()
+
+
+def test_without_retry_what_a_drop_leaves_unconfirmed_is_unknown(broker: Broker) -> None:
+    fpika = publishing(broker)
+    fpika.publish(b"", mandatory=False)
+    broker.hold_confirms()
+    future = fpika.submit(b"", mandatory=False, retry=False)
+    wait_for(lambda: fpika.stats().publisher.pending == 1, "it is on its way")
+    with raw(broker) as ch:  # its answer comes after what the other connection sent was read, or nearly so
+        ch.queue_declare("q")
+    broker.drop_connections()
+    with pytest.raises((PublishUnknown, BrokerUnavailable)):
+        future.result(30)
+    broker.release_confirms()
+    fpika.close()
+
+
+# Peers that behave badly
+
+
+def test_a_message_of_a_hundred_megabytes_arrives_whole(broker: Broker) -> None:
+    body = os.urandom(1 << 20) * 100
+    with raw(broker) as ch, raw(broker) as other:
+        ch.queue_declare("q")
+        ch.confirm_delivery()
+        ch.basic_publish("", "q", body)
+        assert other.queue_declare("q", passive=True).method.message_count == 1
+        assert ch.basic_get("q", auto_ack=True)[2] == body
+
+
+def test_thousands_of_channels_live_side_by_side(broker: Broker) -> None:
+    wires = [Wire(Peer("embedded", broker.host, broker.port)).login() for _ in range(2)]
+    for wire in wires:
+        for number in range(1, 1500):
+            wire.send(spec.Channel.Open(), number)
+        for number in range(1, 1500):
+            wire.expect(spec.Channel.OpenOk, number)
+    for wire in wires:
+        wire.check(1499).hang_up()
+    wait_for(lambda: not broker.connections, "they are gone")
+
+
+def test_who_does_not_read_is_sent_no_more_than_it_can_take(broker: Broker) -> None:
+    with raw(broker) as ch:
+        ch.queue_declare("q")
+        slow = Wire(Peer("embedded", broker.host, broker.port)).login().open_channel(1)
+        slow.send(spec.Basic.Consume(queue="q", no_ack=True)).expect(spec.Basic.ConsumeOk)
+        ch.confirm_delivery()
+        for _ in range(300):  # thirty megabytes, which nobody reads
+            ch.basic_publish("", "q", b"x" * 100_000)
+        waiting = broker.queues["q"].messages
+        assert len(waiting) > 100, "what it cannot take stays in the queue"
+        assert slow.read() is not None
+        assert ch.queue_declare("q", passive=True).method.message_count >= 0, "the others go on"
+        slow.hang_up()
+    wait_for(lambda: not broker.connections, "they are gone")
+
+
+def test_what_a_vanished_client_had_comes_back(broker: Broker) -> None:
+    with raw(broker) as ch:
+        ch.queue_declare("q")
+        ch.basic_publish("", "q", b"x")
+        lost = Wire(Peer("embedded", broker.host, broker.port)).login().open_channel(1)
+        lost.send(spec.Basic.Get(queue="q")).expect_content(spec.Basic.GetOk)
+        lost.hang_up()
+        assert broker.queues["q"].wait_for(1)[0].redelivered
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(512),
+        os.urandom(4096),
+        HEADER + b"\x01\x00\x00\xff\xff\xff\xff" + bytes(100),  # a frame of four gigabytes
+        HEADER + os.urandom(4096),
+    ],
+    ids=["http", "tls", "random", "four-gigabytes", "random-frames"],
+)
+def test_garbage_on_the_port_is_hung_up_on(broker: Broker, garbage: bytes) -> None:
+    with raw(broker) as ch, socket.create_connection((broker.host, broker.port), 30) as peer:
+        with contextlib.suppress(OSError):
+            peer.sendall(garbage)
+            while peer.recv(4096):
+                pass
+        assert ch.queue_declare("q").method.queue == "q"
+
+
+METHODS = sorted(spec.methods)
+FRAMES = st.one_of(
+    st.builds(
+        lambda kind, channel, payload: struct.pack(">BHI", kind, channel, len(payload)) + payload + b"\xce",
+        st.sampled_from([1, 2, 3, 8, 9]),
+        st.integers(0, 3),
+        st.one_of(
+            st.binary(max_size=64),
+            st.builds(
+                lambda index, arguments: struct.pack(">I", index) + arguments,
+                st.sampled_from(METHODS),
+                st.binary(max_size=40),
+            ),
+        ),
+    ),
+    st.builds(
+        lambda channel, method: frame.Method(channel, method).marshal(),
+        st.integers(1, 3),
+        st.sampled_from(
+            [
+                spec.Channel.Open(),
+                spec.Channel.Close(200, "", 0, 0),
+                spec.Channel.CloseOk(),
+                spec.Queue.Declare(queue="fuzz", auto_delete=True),
+                spec.Queue.Bind(queue="fuzz", exchange="amq.topic", routing_key="#"),
+                spec.Basic.Publish(exchange="amq.topic", routing_key="a"),
+                spec.Basic.Consume(queue="fuzz", consumer_tag="c"),
+                spec.Basic.Get(queue="fuzz"),
+                spec.Basic.Ack(1, True),
+                spec.Basic.Nack(0, True, True),
+                spec.Basic.Recover(True),
+                spec.Tx.Select(),
+                spec.Tx.Rollback(),
+                spec.Confirm.Select(),
+            ]
+        ),
+    ),
+    st.builds(
+        lambda channel, body: (
+            frame.Header(channel, len(body), spec.BasicProperties()).marshal()
+            + (frame.Body(channel, body).marshal() if body else b"")
+        ),
+        st.integers(1, 3),
+        st.binary(max_size=20),
+    ),
+    st.binary(max_size=30),
+)
+
+
+def test_random_frames_never_stop_it_or_hang_it(caplog: pytest.LogCaptureFixture) -> None:
+    with Broker() as broker, raw(broker, heartbeat=0) as ch:
+
+        @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(st.lists(FRAMES, max_size=12), st.booleans())
+        def fuzz(frames: list[bytes], logged_in: bool) -> None:
+            wire = Wire(Peer("embedded", broker.host, broker.port))
+            if logged_in:
+                wire.login().open_channel(1)
+            else:
+                wire.send_bytes(HEADER)
+            with contextlib.suppress(OSError):
+                wire.send_bytes(b"".join(frames))
+            wire.hang_up()
+            assert ch.queue_declare("alive", exclusive=True).method.queue == "alive"
+
+        fuzz()
+    assert "a bug in Flask-Pika" not in caplog.text
+
+
+def test_publish_many_works_through_it(broker: Broker, both_ways: str) -> None:
+    fpika = publishing(broker)
+    with raw(broker) as ch:
+        ch.queue_declare("q")
+    fpika.publish_many(Message(b"%d" % number, routing_key="q") for number in range(3000))
+    assert [int(message.body) for message in broker.queues["q"].messages] == list(range(3000))
+    fpika.close()
