@@ -1,6 +1,8 @@
 # The front door. Every target makes what it needs; none needs another run first.
 PYTHON ?= python3
 VENV := .venv
+BROKER ?= embedded
+export BROKER
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-quick lint bench clean
@@ -8,8 +10,8 @@ VENV := .venv
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-demo:  ## see a Flask app publish and get messages through a real RabbitMQ
-	@scripts/ensure-rabbitmq
+demo:  ## see a Flask app publish and get messages; BROKER=rabbitmq or BROKER=amqp://... for a real broker
+	@test "$(BROKER)" != rabbitmq || scripts/ensure-rabbitmq
 	@scripts/make-venv $(PYTHON) $(VENV) demo
 	@$(VENV)/bin/python -m tools.demo
 

@@ -52,12 +52,53 @@ def test_the_readmes_example_works_as_it_stands(
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/channels.md", "docs/publishing.md", "docs/migrating.md"]
+    "document",
+    ["README.md", "docs/channels.md", "docs/publishing.md", "docs/testing.md", "docs/migrating.md"],
 )
 def test_every_python_block_can_be_compiled(document: str) -> None:
     assert blocks(document)
     for block in blocks(document):
         compile(block, document, "exec")
+
+
+def test_the_small_app_of_the_testing_page_and_its_tests_work_as_they_stand(tmp_path: Path) -> None:
+    app_block, tests_block, recording_block, *_ = blocks("docs/testing.md")
+    recording = "\n    ".join(
+        ["def test_recording():", "fpika = create_fpika()", *recording_block.splitlines()]
+    )
+    make = (
+        "\n\ndef create_fpika():\n    from shop import fpika\n\n    create_app().app_context().push()\n"
+        "    return fpika\n\n\n"
+    )
+    (tmp_path / "shop.py").write_text(app_block)
+    (tmp_path / "test_shop.py").write_text(tests_block + make + recording + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
+
+
+def test_the_pytest_plugin_does_nothing_until_it_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "test_nothing.py").write_text(
+        "import sys\n\n\ndef test_nothing():\n    assert 'flask_pika.broker' not in sys.modules\n"
+        "    assert 'flask_pika.testing.recorder' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "RabbitMQ" not in done.stdout
 
 
 def test_every_error_is_documented() -> None:

@@ -547,11 +547,12 @@ def test_flask_pika_ping_takes_no_timeout_that_is_none(timeout: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_demo_shows_the_main_job(node: RabbitMQNode, tmp_path: Path) -> None:
+@pytest.mark.parametrize("broker", ["embedded", "rabbitmq", "amqp"])
+def test_the_demo_shows_the_main_job(node: RabbitMQNode, tmp_path: Path, broker: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tools.demo"],
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(tmp_path), "BROKER": node.url if broker == "amqp" else broker},
         capture_output=True,
         text=True,
         timeout=110,
@@ -559,8 +560,25 @@ def test_the_demo_shows_the_main_job(node: RabbitMQNode, tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "All came back, in order" in done.stdout
+    assert "guest:guest" not in done.stdout
+    assert "flask-pika-demo" not in node.ctl("list_queues", "name")
     # Of what is killed, some takes a moment to be gone.
     wait_for(lambda: not left_behind(tmp_path), "nothing is left behind")
+
+
+def test_a_demo_on_something_that_is_no_broker_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.demo"],
+        cwd=ROOT,
+        env={**os.environ, "BROKER": "amqp://user:s3cret@host:port"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("BROKER is no URL")
+    assert "s3cret" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -570,7 +588,7 @@ def test_a_demo_that_is_interrupted_stops_what_it_started(
     demo = subprocess.Popen(
         [sys.executable, "-m", "tools.demo"],
         cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(tmp_path), "BROKER": "rabbitmq"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,

@@ -9,15 +9,15 @@ class EmbeddedNode:
     """What a :class:`tools.rabbitmq_node.RabbitMQNode` is to a test that neither kills nor configures it."""
 
     def __init__(self) -> None:
-        self._broker = Broker()
+        self.broker = Broker()
 
     @property
     def port(self) -> int:
-        return self._broker.port
+        return self.broker.port
 
     @property
     def url(self) -> str:
-        return self._broker.url
+        return self.broker.url
 
     @property
     def params(self) -> dict[str, object]:
@@ -25,13 +25,11 @@ class EmbeddedNode:
 
     def connections(self) -> list[str]:
         """The names that open connections gave themselves."""
-        return [
-            name.partition(" (")[2].removesuffix(")") for name in self._broker.connections if " (" in name
-        ]
+        return [name.partition(" (")[2].removesuffix(")") for name in self.broker.connections if " (" in name]
 
     def __enter__(self) -> EmbeddedNode:
-        self._broker.start()
+        self.broker.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._broker.stop()
+        self.broker.stop()
