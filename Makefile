@@ -32,10 +32,11 @@ lint:  ## ruff, mypy, and a second type checker over the public API
 	$(VENV)/bin/mypy
 	$(VENV)/bin/basedpyright
 
-bench:  ## measure the pool and the publisher beside SQLAlchemy, raw pika and a bare socket
+bench:  ## measure pool, publisher and embedded broker beside SQLAlchemy, raw pika, a bare socket and RabbitMQ
 	@scripts/ensure-rabbitmq
 	@scripts/make-venv $(PYTHON) $(VENV) bench
 	@$(VENV)/bin/python -m benchmarks.pool
+	@$(VENV)/bin/python -m benchmarks.broker
 	@$(VENV)/bin/python -m benchmarks.publishing --memory
 
 clean:  ## remove what the other targets made

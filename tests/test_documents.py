@@ -114,7 +114,7 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 
 @pytest.mark.usefixtures("node")  # skipped where there is no RabbitMQ
-@pytest.mark.parametrize(("benchmark", "rows"), [("pool", 4), ("publishing", 8)])
+@pytest.mark.parametrize(("benchmark", "rows"), [("pool", 4), ("publishing", 8), ("broker", 2)])
 def test_the_benchmarks_run(benchmark: str, rows: int) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{benchmark}", "--quick"],
@@ -125,4 +125,4 @@ def test_the_benchmarks_run(benchmark: str, rows: int) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^  Flask-Pika", done.stdout, re.M)) == rows
+    assert len(re.findall(r"^  (?:Flask-Pika|embedded )", done.stdout, re.M)) == rows
