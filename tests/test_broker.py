@@ -278,22 +278,27 @@ def test_forked_children_use_their_parents_broker() -> None:
     assert done.stdout == "['child', 'child', 'child', 'parent', 'parent']\n"
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_child_keeps_no_copy_of_the_listening_socket(broker: Broker) -> None:
     with raw(broker):
-        reading, writing = os.pipe()
+        (ready, say_ready), (looked, say_looked) = os.pipe(), os.pipe()
         pid = os.fork()
         if not pid:  # pragma: no cover
-            os.close(writing)
-            os.read(reading, 1)  # until the parent has looked
+            os.close(say_looked)
+            os.write(say_ready, b"x")
+            os.read(looked, 1)  # until the parent has looked
             os._exit(0)
+        os.close(looked)
         try:
-            os.close(reading)
+            os.read(ready, 1)
             broker.stop()
             with pytest.raises(OSError, match="refused"):
                 socket.create_connection(("127.0.0.1", broker.port), 5)
         finally:
-            os.close(writing)
+            os.close(say_looked)
             os.waitpid(pid, 0)
+            os.close(ready)
+            os.close(say_ready)
 
 
 GEVENT = """

@@ -4,7 +4,8 @@ Needs nothing but the standard library. Which Pythons: those that answer to ``py
 so on, and those that pyenv has. ``PYTHONS="python3.12 python3.13"`` in the environment names them instead.
 
 On the newest one, tests of everyday use run on RabbitMQ, and the embedded broker's contract on both. On the
-others, these are on the embedded broker. Tests of outages, processes and forks are on RabbitMQ everywhere.
+others, these are on the embedded broker. Tests of processes and forks are on RabbitMQ everywhere, and those
+of outages, which mostly wait for RabbitMQ to start, on the oldest and the newest.
 """
 
 from __future__ import annotations
@@ -54,9 +55,15 @@ def find_pythons() -> dict[str, str]:
     return {f"{major}.{minor}": found[major, minor] for major, minor in sorted(found)}
 
 
-def arguments_for(version: str, newest: str) -> list[str]:
+_OUTAGES = ("tests/test_outage.py", "tests/test_publisher_outage.py")
+
+
+def arguments_for(version: str, versions: list[str]) -> list[str]:
     """What pytest is told, after which comes what this program was told."""
-    return [*([] if version == newest else ["--everyday=embedded"]), *sys.argv[1:]]
+    arguments = [] if version == versions[-1] else ["--everyday=embedded"]
+    if version not in (versions[0], versions[-1]):
+        arguments += [f"--ignore={path}" for path in _OUTAGES]
+    return [*arguments, *sys.argv[1:]]
 
 
 def run_tests(version: str, python: str, arguments: list[str]) -> tuple[int, str]:
@@ -87,13 +94,14 @@ def main() -> int:
     if not pythons:
         sys.exit(f"no Python 3.{_OLDEST} or newer was found")
     print(f"Testing on Python {', '.join(pythons)}, {_AT_A_TIME} at a time", flush=True)
+    ends = {next(iter(pythons)), list(pythons)[-1]}
     failed = []
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
         runs = {
-            pool.submit(run_tests, version, python, arguments_for(version, list(pythons)[-1])): version
-            # The newest first, which takes longest.
-            for version, python in reversed(pythons.items())
+            pool.submit(run_tests, version, python, arguments_for(version, list(pythons))): version
+            # The newest and the oldest first, which take longest.
+            for version, python in sorted(pythons.items(), key=lambda one: one[0] not in ends)
         }
         for run in concurrent.futures.as_completed(runs):
             code, output = run.result()
