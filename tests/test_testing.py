@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import datetime
+import struct
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pika
 import pytest
 from flask import Flask, request
+from pika import exceptions as pika_errors
 
-from flask_pika import ChannelReturned, InvalidMessage, Message, Pika, PoolTimeout, PublishManyFailed, signals
+from flask_pika import (
+    ChannelReturned,
+    InvalidMessage,
+    Message,
+    Pika,
+    PoolClosed,
+    PoolTimeout,
+    PublisherClosed,
+    PublishManyFailed,
+    signals,
+)
 from flask_pika.broker import Broker
+from flask_pika.state import State
 from flask_pika.testing import record_messages
 from tests.conftest import make_app
 from tools.rabbitmq_node import free_port
@@ -53,6 +71,206 @@ def test_what_is_wrong_is_an_error_still_and_not_recorded() -> None:
             ch.basic_publish("")  # type: ignore[call-arg]
     assert [failure.index for failure in caught.value.report.failed] == [1]
     assert [message.body for message in sent] == [b"good"]
+
+
+def test_properties_that_are_used_again_do_not_change_what_was_recorded() -> None:
+    _app, fpika = unreachable()
+    mine = pika.BasicProperties(message_id="1", headers={"nested": {"n": 1}})
+    with fpika.record_messages() as sent, fpika.channel() as ch:
+        ch.basic_publish("", "q", b"", mine)
+        mine.message_id = "2"
+        mine.headers["nested"]["n"] = 2
+        ch.basic_publish("", "q", b"", mine)
+    assert [message.properties.message_id for message in sent if message.properties] == ["1", "2"]
+    assert [message.headers for message in sent] == [{"nested": {"n": 1}}, {"nested": {"n": 2}}]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"body": 5}, TypeError),
+        ({"body": [1]}, TypeError),
+        ({"body": {"id": 1}}, TypeError),
+        ({"routing_key": None}, AssertionError),
+        ({"routing_key": "k" * 300}, pika_errors.ShortStringTooLong),
+        ({"exchange": "e" * 300}, pika_errors.ShortStringTooLong),
+        ({"properties": {"a": 1}}, AttributeError),
+        (
+            {"properties": pika.BasicProperties(headers={"a": object()})},
+            pika_errors.UnsupportedAMQPFieldException,
+        ),
+        ({"properties": pika.BasicProperties(priority=300)}, struct.error),
+    ],
+    ids=[
+        "number",
+        "list",
+        "dict",
+        "no-key",
+        "long-key",
+        "long-exchange",
+        "properties-dict",
+        "header",
+        "priority",
+    ],
+)
+def test_a_channel_refuses_while_recording_what_pika_refuses(
+    pika_broker: Broker, wrong: dict[str, Any], error: type[Exception]
+) -> None:
+    _app, fpika = make_app(pika_broker.url)
+    arguments = {"exchange": "", "routing_key": "q", "body": b"", **wrong}
+    with fpika.channel() as ch, pytest.raises((error, AttributeError)) as reality:
+        ch.basic_publish(**arguments)
+    with fpika.record_messages() as sent, fpika.channel() as ch:
+        with pytest.raises(error) as recorded:
+            ch.basic_publish(**arguments)
+        ch.basic_publish(
+            "",
+            "q",
+            b"good",
+            pika.BasicProperties(headers={"at": datetime.datetime.now(datetime.timezone.utc)}),
+        )
+    if "body" not in wrong:  # whose error pika's versions do not agree on
+        assert recorded.type is reality.type
+    assert [message.body for message in sent] == [b"good"]
+
+
+def test_a_channel_that_was_closed_takes_no_message_while_recording() -> None:
+    _app, fpika = unreachable()
+    with fpika.record_messages() as sent, fpika.channel() as ch:
+        ch.close()
+        with pytest.raises(pika_errors.ChannelWrongStateError):
+            ch.basic_publish("", "q", b"")
+    assert sent == []
+
+
+def test_what_outlasts_its_recording_is_an_error_and_never_lost() -> None:
+    _app, fpika = unreachable()
+    with fpika.record_messages() as sent:
+        plain, transacted, uncommitted = (fpika.channel() for _ in range(3))
+        transacted.tx_select()
+        uncommitted.tx_select()
+        uncommitted.basic_publish("", "q", b"lost")
+    for ch, late in (
+        (plain, lambda: plain.basic_publish("", "q", b"late")),
+        (transacted, lambda: transacted.basic_publish("", "q", b"late")),
+        (uncommitted, uncommitted.tx_commit),
+    ):
+        with ch, pytest.raises(RuntimeError, match="the recording has ended"):
+            late()
+    assert sent == []
+
+
+def test_publish_many_that_outlasts_its_recording_says_so_at_once() -> None:
+    _app, fpika = unreachable()
+    recording = fpika.record_messages()
+
+    def messages() -> Iterator[Message]:
+        yield Message(b"kept")
+        recording.__exit__(None, None, None)
+        yield Message(b"late")
+
+    sent = recording.__enter__()
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="the recording has ended"):
+        fpika.publish_many(messages(), timeout=60)
+    assert time.monotonic() - began < 30, "it waited for a message that nobody confirms"
+    assert [message.body for message in sent] == [b"kept"]
+
+
+@pytest.mark.parametrize("used_before", [True, False])
+def test_who_closed_pika_is_told_so_while_recording_as_ever(used_before: bool) -> None:
+    _app, fpika = unreachable()
+    with fpika.record_messages() as sent:
+        if used_before:
+            fpika.publish(b"kept")
+            fpika.channel().give_up()
+        fpika.close()
+        with pytest.raises(PublisherClosed):
+            fpika.publish(b"")
+        with pytest.raises(PublisherClosed):
+            fpika.submit(b"")
+        with pytest.raises(PublishManyFailed) as caught:
+            fpika.publish_many([Message(b"")])
+        with pytest.raises(PoolClosed):
+            fpika.channel()
+    assert isinstance(caught.value.report.failed[0].error, PublisherClosed)
+    assert [message.body for message in sent] == [b"kept"] * used_before
+
+
+def test_a_message_above_max_bytes_is_recorded_as_it_is_sent_by_itself() -> None:
+    app = Flask("shop")
+    app.config["FLASK_PIKA_PUBLISHER_PARAMS"] = {"max_bytes": 1000, "timeout": 5}
+    with Broker() as broker:
+        app.config["FLASK_PIKA_PARAMS"] = broker.url
+        fpika = Pika(app)
+        fpika.publish(bytes(5000), mandatory=False)
+        with fpika.record_messages() as sent:
+            fpika.publish(bytes(5000))
+        fpika.close()
+    assert [len(message.body) for message in sent if isinstance(message.body, bytes)] == [5000]
+
+
+def test_threads_that_begin_to_record_together_share_one_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    _app, fpika = unreachable({"pool_size": 1})
+    together = threading.Barrier(2)
+    begin = State._begin_recorder
+    monkeypatch.setattr(State, "_begin_recorder", lambda state: (together.wait(30), begin(state))[1])
+    pools: list[object] = []
+
+    def work() -> None:
+        with fpika.channel() as ch:
+            pools.append(ch._pool)
+
+    with fpika.record_messages():
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert len(pools) == 2
+    assert pools[0] is pools[1]
+
+
+def test_a_forked_child_records_though_a_thread_of_its_parent_held_the_recorders_lock() -> None:
+    script = """
+import os, sys, threading
+from flask import Flask
+from flask_pika import ChannelReturned, Pika
+
+app = Flask("shop")
+app.config["FLASK_PIKA_PARAMS"] = {"host": "127.0.0.1", "port": 1}
+fpika = Pika(app)
+with fpika.record_messages() as sent:
+    borrowed = fpika.channel()
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with borrowed._pool._lock:
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    child = os.fork()
+    if not child:
+        with fpika.channel() as own:
+            own.basic_publish("", "q", b"child's")
+        try:
+            borrowed.basic_publish("", "q", b"parent's")
+        except ChannelReturned:
+            borrowed.give_up()
+            os._exit(0 if [message.body for message in sent] == [b"child's"] else 2)
+        os._exit(3)
+    done.set()
+    thread.join()
+    borrowed.give_up()
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_outer_recording_has_what_an_inner_one_has() -> None:

@@ -62,9 +62,9 @@ class State:
         self._closed = False
         #: Where this app's messages are kept instead of being sent.
         self.recordings = Recordings()
-        self._recorded_by: Recorder | None = None
         # By process id: a child begins anew, before it takes a lock that the parent held at the fork.
         self._used: dict[int, _InProcess] = {}
+        self._recorded_by: dict[int, Recorder] = {}
         _states.add(self)
 
     def pool(self) -> ChannelPool[Slot]:
@@ -79,13 +79,17 @@ class State:
     def _recorder(self) -> Recorder | None:
         if not (self.recordings.lists or EVERY_APPS.lists):
             return None
-        if self._recorded_by is None:
-            # Not an import statement at the top: it is for tests alone.
-            module = importlib.import_module("flask_pika.testing.recorder")
-            self._recorded_by = module.Recorder(
-                self.settings, self._app, lambda: (*self.recordings.lists, *EVERY_APPS.lists)
-            )
-        return self._recorded_by
+        return self._recorded_by.get(os.getpid()) or self._begin_recorder()
+
+    def _begin_recorder(self) -> Recorder:
+        # Not an import statement at the top: it is for tests alone.
+        module = importlib.import_module("flask_pika.testing.recorder")
+        made = module.Recorder(self.settings, self._app, lambda: (*self.recordings.lists, *EVERY_APPS.lists))
+        # setdefault(), as in _begin().
+        mine = self._recorded_by.setdefault(os.getpid(), made)
+        if self._closed:
+            mine.close()
+        return mine
 
     def _mine(self) -> _InProcess:
         return self._used.get(os.getpid()) or self._begin()
@@ -138,6 +142,10 @@ class State:
                 inherited.publisher.forget()
                 for finalizer in inherited.finalizers:
                     finalizer.detach()
+        for pid in [pid for pid in self._recorded_by if pid != mine]:
+            recorder = self._recorded_by.pop(pid, None)
+            if recorder is not None:
+                recorder.pool.forget()
 
     def lend(self, timeout: float | None) -> PooledChannel:
         """A channel for this caller; it comes home with the app context, if there is one."""
@@ -171,6 +179,9 @@ class State:
         mine.pool.close()
         mine.keeper.stop()
         mine.keeper.join(1.0)
+        recorder = self._recorded_by.get(os.getpid())
+        if recorder is not None:
+            recorder.close()
 
     def close_at_exit(self) -> None:
         """Send what was submitted, and close what is idle, quickly."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from pika import exceptions as pika_errors
 from pika import frame, spec
 from pika.spec import BasicProperties
 
 from flask_pika.config import Settings
 from flask_pika.confirms import Outcome
-from flask_pika.jobs import Job
+from flask_pika.jobs import Job, Part
 from flask_pika.message import Message
 from flask_pika.outbox import Outbox
+from flask_pika.params import type_of
 from flask_pika.pool import ChannelPool
 from flask_pika.publisher import Publisher
 from flask_pika.slot import Slot, Traces
@@ -23,18 +26,24 @@ class Recorder:
     """What an app publishes to while it is recorded: a publisher and a pool that send nothing.
 
     :param sender: the app, for signals.
-    :param lists: where messages are kept: called for each one.
+    :param lists: where messages are kept: called for each one. Empty when no recording is open.
     """
 
     def __init__(
         self,
         settings: Settings,
         sender: Callable[[], Any],
-        lists: Callable[[], Iterable[list[Message]]],
+        lists: Callable[[], Sequence[list[Message]]],
     ) -> None:
-        def keep(message: Message) -> None:
-            for kept in lists():
-                kept.append(message)
+        def keep(*messages: Message) -> None:
+            open_lists = lists()
+            if not open_lists:  # nobody would ever see it, neither a test nor a broker
+                raise RuntimeError(
+                    "the recording has ended; nothing was kept or sent. Borrow a channel anew after"
+                    " record_messages(), and let publish_many() end within it"
+                )
+            for kept in open_lists:
+                kept.extend(messages)
 
         self.publisher = Publisher(
             settings.publisher,
@@ -45,6 +54,11 @@ class Recorder:
             settings.pool, lambda: _RecordingSlot(keep), label="the recorder of messages"
         )
 
+    def close(self) -> None:
+        """Take and lend nothing from now on. Closing twice does nothing."""
+        self.publisher.close(0.0)
+        self.pool.close()
+
 
 class _RecordingOutbox(Outbox):
     """An outbox whose broker confirms everything at once; its link is never started."""
@@ -54,23 +68,29 @@ class _RecordingOutbox(Outbox):
         settings: Settings,
         envelopes: Envelopes,
         sender: Callable[[], Any],
-        keep: Callable[[Message], object],
+        keep: Callable[..., object],
     ) -> None:
         super().__init__(settings.publisher, settings.nodes, "the recorder of messages", envelopes, sender)
         self._keep = keep
 
     def admit(self, job: Job) -> None:
-        """Keep it, and settle it."""
+        """Keep it, and settle it. There is always room: nothing is ever pending."""
+        if self._closed:
+            raise self._closed_error()
         envelope = job.envelope
-        self._keep(
-            Message(
-                job.body,
-                exchange=envelope.exchange,
-                routing_key=envelope.routing_key,
-                mandatory=envelope.mandatory,
-                properties=envelope.complete(job.message_id, job.timestamp),
-            )
+        message = Message(
+            job.body,
+            exchange=envelope.exchange,
+            routing_key=envelope.routing_key,
+            mandatory=envelope.mandatory,
+            properties=envelope.complete(job.message_id, job.timestamp),
         )
+        try:
+            self._keep(message)
+        except RuntimeError:
+            if isinstance(job, Part):  # publish_many() would wait for it until its deadline
+                job.run.on_their_way.pop(job.index, None)
+            raise
         job.sent = True
         job.outcome = Outcome.CONFIRMED
         with self._lock:
@@ -83,7 +103,7 @@ class _RecordingSlot(Slot):
 
     __slots__ = ("_keep",)
 
-    def __init__(self, keep: Callable[[Message], object]) -> None:
+    def __init__(self, keep: Callable[..., object]) -> None:
         self._keep = keep
         super().__init__(dial=_never, gate=None)  # type: ignore[arg-type]
 
@@ -137,7 +157,7 @@ class _RecordingChannel:
 
     channel_number = 1
 
-    def __init__(self, keep: Callable[[Message], object]) -> None:
+    def __init__(self, keep: Callable[..., object]) -> None:
         self._keep = keep
         self._transaction: list[Message] | None = None
         self.is_open = True
@@ -155,17 +175,29 @@ class _RecordingChannel:
         properties: BasicProperties | None = None,
         mandatory: bool = False,
     ) -> None:
-        make: Any = BasicProperties
+        if not self.is_open:
+            raise pika_errors.ChannelWrongStateError("Channel is closed.")  # as pika's says it
+        if not isinstance(body, (str, bytes)):
+            raise TypeError(f"body is {type_of(body)}; expected str or bytes")
+        content = body.encode() if isinstance(body, str) else body
+        make: Any = BasicProperties  # pika's generated classes are not annotated
+        publish: Any = spec.Basic.Publish
+        # As pika does, whose own errors come out of this. What it encoded can be copied as well.
+        given: BasicProperties = properties or make()
+        method = publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
+        frame.Method(self.channel_number, method).marshal()
+        frame.Header(self.channel_number, len(content), given).marshal()
         message = Message(
-            body.encode() if isinstance(body, str) else bytes(body),
+            content,
             exchange=exchange,
             routing_key=routing_key,
             mandatory=mandatory,
-            properties=properties if properties is not None else make(),
+            properties=copy.deepcopy(given),  # the caller may use its own again, for the next message
         )
         if self._transaction is None:
             self._keep(message)
         else:
+            self._keep()  # nothing yet, but say now whether there is a recording
             self._transaction.append(message)
 
     def tx_select(self) -> Any:
@@ -173,8 +205,8 @@ class _RecordingChannel:
         return _answer(spec.Tx.SelectOk)
 
     def tx_commit(self) -> Any:
-        for message in self._transaction or ():
-            self._keep(message)
+        if self._transaction:
+            self._keep(*self._transaction)
         self._transaction = []
         return _answer(spec.Tx.CommitOk)
 
