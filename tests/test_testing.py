@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -427,3 +428,19 @@ def test_a_marker_says_how_the_broker_is_to_be(pika_broker: Broker) -> None:
     assert pika_broker.url == f"amqp://me:secret@127.0.0.1:{pika_broker.port}/shop"
     with pika.BlockingConnection(pika.URLParameters(pika_broker.url)) as connection:
         assert connection.is_open
+
+
+def test_a_marker_by_position_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n\n\n@pytest.mark.pika_broker('127.0.0.1')\ndef test_it(pika_broker):\n    pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "UsageError: test_it.py::test_it: the marker pika_broker takes options by name" in done.stdout
+    assert "1 error" in done.stdout

@@ -1,4 +1,4 @@
-"""The testing kit: what apps publish, recorded instead of sent. ``plugin.py`` has its fixtures for pytest."""
+"""The testing kit: what apps publish, recorded instead of sent. ``pytest_flask_pika`` has its fixtures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The pytest plugin: fixtures for the tests of apps. It does nothing until one of them is asked for."""
+"""The pytest plugin: fixtures for the tests of apps. It does nothing until one of them is asked for.
+
+Outside of the package, and without an import of it at the top: pytest loads this file in every run of the
+environment.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,11 @@ def pika_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     options: dict[str, object] = {}
     # The marker that is nearest to the test wins.
     for marker in reversed(list(request.node.iter_markers("pika_broker"))):
+        if marker.args:
+            raise pytest.UsageError(
+                f"{request.node.nodeid}: the marker pika_broker takes options by name, such as"
+                f" pika_broker(heartbeat=1), not {len(marker.args)} by position"
+            )
         options.update(marker.kwargs)
     with Broker(**options) as broker:  # type: ignore[arg-type]
         yield broker
