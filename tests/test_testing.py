@@ -29,6 +29,7 @@ from flask_pika import (
     signals,
 )
 from flask_pika.broker import Broker
+from flask_pika.broker.queues import Queue
 from flask_pika.state import State
 from flask_pika.testing import record_messages
 from tests.conftest import make_app
@@ -444,3 +445,62 @@ def test_a_marker_by_position_is_a_usage_error(tmp_path: Path) -> None:
     )
     assert "UsageError: test_it.py::test_it: the marker pika_broker takes options by name" in done.stdout
     assert "1 error" in done.stdout
+
+
+@pytest.fixture
+def queue(pika_broker: Broker) -> Iterator[Any]:
+    with pika.BlockingConnection(pika.URLParameters(pika_broker.url)) as connection:
+        ch = connection.channel()
+        ch.queue_declare("q")
+        for number in range(3):
+            ch.basic_publish(
+                "", "q", b"secret %d" % number, pika.BasicProperties(headers={"token": "secret"})
+            )
+        yield ch
+
+
+def test_waiting_for_a_number_is_for_that_many_at_least_and_for_0_for_none(
+    pika_broker: Broker, queue: Any
+) -> None:
+    view = pika_broker.queues["q"]
+    assert [message.text for message in view.wait_for(2)] == ["secret 0", "secret 1", "secret 2"]
+    with pytest.raises(TimeoutError, match="it has 3 messages"):
+        view.wait_for(0, timeout=0)
+    with pytest.raises(TimeoutError, match="it has 3 messages"):
+        view.wait_for(4, timeout=0)
+    queue.queue_purge("q")
+    assert view.wait_for(0) == []
+
+
+def test_waiting_for_a_number_reads_the_messages_once(
+    pika_broker: Broker, queue: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Queue] = []
+    ready = Queue.ready
+
+    def noted(queue: Queue) -> list[Any]:
+        reads.append(queue)
+        return list(ready(queue))
+
+    monkeypatch.setattr(Queue, "ready", noted)
+    with pytest.raises(TimeoutError):
+        pika_broker.queues["q"].wait_for(4, timeout=0.1)
+    assert reads == []
+    assert len(pika_broker.queues["q"].wait_for(3)) == 3
+    assert len(reads) == 1
+
+
+def test_a_stored_message_shows_no_secret(pika_broker: Broker, queue: Any) -> None:
+    first, *_ = pika_broker.queues["q"].wait_for(3)
+    assert repr(first) == "<StoredMessage of 8 bytes to exchange '' with routing key 'q'>"
+
+
+def test_a_stored_message_can_be_changed_without_changing_the_brokers(
+    pika_broker: Broker, queue: Any
+) -> None:
+    first, *_ = pika_broker.queues["q"].wait_for(3)
+    first.properties.app_id = "changed"
+    first.properties.headers["token"] = "changed"
+    again = pika_broker.queues["q"].messages[0]
+    assert (again.properties.app_id, again.headers) == (None, {"token": "secret"})
+    assert queue.basic_get("q", auto_ack=True)[1].headers == {"token": "secret"}

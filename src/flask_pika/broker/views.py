@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,14 +24,14 @@ class Ask(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoredMessage:
     """A message as it waits in a queue."""
 
     body: bytes
     exchange: str
     routing_key: str
-    properties: Any  #: a ``pika.BasicProperties``
+    properties: Any  #: a ``pika.BasicProperties``, yours to change
     redelivered: bool = False
 
     @property
@@ -47,6 +48,17 @@ class StoredMessage:
     def headers(self) -> dict[str, Any]:
         """The headers; empty when there are none."""
         return dict(self.properties.headers or {})
+
+    def __repr__(self) -> str:
+        # Without the body and the properties, which may be secrets.
+        return (
+            f"<StoredMessage of {len(self.body)} bytes to exchange {self.exchange!r} with routing key"
+            f" {self.routing_key!r}>"
+        )
+
+
+#: Messages as the broker has them, and whether each is redelivered.
+_Found = list[tuple[Content, bool]]
 
 
 class QueueView:
@@ -68,15 +80,13 @@ class QueueView:
     @property
     def messages(self) -> list[StoredMessage]:
         """Those that wait for somebody, in order."""
-        return self._read(
-            lambda queue: [_stored(queue.shown(entry), entry.redelivered) for entry in queue.ready()]
-        )
+        return _stored(self._read(_ready))
 
     @property
     def unacked(self) -> list[StoredMessage]:
         """Those that somebody has and has not settled."""
-        return self._read(
-            lambda queue: [_stored(queue.shown(entry), entry.redelivered) for entry in queue.unacked]
+        return _stored(
+            self._read(lambda queue: [(queue.shown(entry), entry.redelivered) for entry in queue.unacked])
         )
 
     @property
@@ -87,20 +97,24 @@ class QueueView:
     def wait_for(
         self, condition: int | Callable[[list[StoredMessage]], object], timeout: float = 10.0
     ) -> list[StoredMessage]:
-        """Wait until so many messages are there, or until a condition on them holds; the messages.
+        """Wait until messages are there, or until a condition on them holds; the messages.
 
+        :param condition: that many messages at least, and for 0 none at all; or a function of the messages.
         :raises TimeoutError: not within ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         while True:
-            messages = self.messages
-            good = len(messages) >= condition if isinstance(condition, int) else condition(messages)
-            if good:
+            if isinstance(condition, int):
+                count, found = self._read(_counted(condition))
+                messages = None if found is None else _stored(found)
+            else:
+                there = self.messages
+                count, messages = len(there), there if condition(there) else None
+            if messages is not None:
                 return messages
             if time.monotonic() >= deadline:
                 raise TimeoutError(
-                    f"queue {self.name!r} did not come to that in {timeout:g} s: it has"
-                    f" {len(messages)} messages"
+                    f"queue {self.name!r} did not come to that in {timeout:g} s: it has {count} messages"
                 )
             time.sleep(0.005)
 
@@ -108,8 +122,35 @@ class QueueView:
         return f"<QueueView {self.name!r}>"
 
 
-def _stored(content: Content, redelivered: bool) -> StoredMessage:
-    return StoredMessage(content.body, content.exchange, content.routing_key, content.properties, redelivered)
+def _ready(queue: Queue) -> _Found:
+    return [(queue.shown(entry), entry.redelivered) for entry in queue.ready()]
+
+
+def _counted(wanted: int) -> Callable[[Queue], tuple[int, _Found | None]]:
+    """A look that copies the messages only when there are as many as wanted: it is repeated until then."""
+
+    def look(queue: Queue) -> tuple[int, _Found | None]:
+        count = queue.count
+        # At least, for a number: nobody asks for 0 to be told that some are left.
+        good = count >= wanted if wanted else not count
+        # In one look with the count: a moment later, somebody may have taken some.
+        return count, _ready(queue) if good else None
+
+    return look
+
+
+def _stored(found: _Found) -> list[StoredMessage]:
+    """In the caller's thread, which the broker's need not wait for."""
+    return [
+        StoredMessage(
+            content.body,
+            content.exchange,
+            content.routing_key,
+            copy.deepcopy(content.properties),  # the broker sends what it has
+            redelivered,
+        )
+        for content, redelivered in found
+    ]
 
 
 class Queues(Mapping[str, QueueView]):
