@@ -182,6 +182,10 @@ class Wire:
         self.expect(spec.Exchange.DeclareOk, channel)
         return self
 
+    def end(self) -> None:
+        """Say that nothing more comes; there may be something to read still."""
+        self._socket.shutdown(socket.SHUT_WR)
+
     def hang_up(self) -> None:
         self._socket.close()
 

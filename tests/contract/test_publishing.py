@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import struct
 from decimal import Decimal
 from typing import Any
 
@@ -324,3 +325,25 @@ def test_a_durable_queue_keeps_what_a_closed_connection_published(
     assert fetch(ch, q).body == b"x"
     assert count(ch, q) == 0
     ch.queue_delete(q)
+
+
+@pytest.mark.parametrize("mode", [0, 3])
+def test_an_unknown_delivery_mode_is_refused_with_406(wire: Wire, mode: int) -> None:
+    wire.send(spec.Basic.Publish(exchange="", routing_key="k")).send_header(0, delivery_mode=mode)
+    wire.expect_channel_close(
+        406, f"PRECONDITION_FAILED - invalid message: {{delivery_mode_unknown,{mode}}}", spec.Basic.Publish
+    )
+
+
+@pytest.mark.parametrize("header", [b"\x01at" + b"T" + bytes([0, 0, 1, 0, 0, 0, 0, 0]), b"\x01aL" + bytes(8)])
+def test_headers_that_pika_cannot_read_are_carried(wire: Wire, header: bytes) -> None:
+    wire.send(spec.Queue.Declare(queue="", exclusive=True))
+    q = wire.expect(spec.Queue.DeclareOk).queue
+    header = header.replace(b"\x01at", b"\x01a")
+    table = struct.pack(">I", len(header)) + header
+    payload = struct.pack(">HHQH", 60, 0, 1, 1 << 13) + table
+    wire.send(spec.Basic.Publish(exchange="", routing_key=q)).send_frame(2, 1, payload)
+    wire.send_body(b"x").send(spec.Basic.Get(queue=q, no_ack=True)).expect(spec.Basic.GetOk)
+    came = wire.read_raw()
+    assert came is not None
+    assert came[2].replace(b"L", b"l") == payload.replace(b"L", b"l")

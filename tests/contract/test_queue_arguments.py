@@ -16,6 +16,8 @@ from tests.contract.helpers import closes, name, queue
     ("arguments", "of", "why"),
     [
         ({"x-message-ttl": -1}, "x-message-ttl", "{value_negative,-1}"),
+        ({"x-message-ttl": 315360000001}, "x-message-ttl", "{value_too_large,315360000001}"),
+        ({"x-expires": 2**40}, "x-expires", f"{{value_too_large,{2**40}}}"),
         ({"x-message-ttl": "5"}, "x-message-ttl", '"expected integer, got longstr"'),
         ({"x-message-ttl": b"5"}, "x-message-ttl", '"expected integer, got binary"'),
         ({"x-message-ttl": True}, "x-message-ttl", '"expected integer, got bool"'),
@@ -180,6 +182,14 @@ def test_an_argument_at_the_end_of_its_range_is_taken(ch: BlockingChannel, argum
             (
                 "'x-dead-letter-exchange' for queue '{}' in vhost '/': "
                 "received the value 'b' of type 'longstr' but current is none"
+            ),
+        ),
+        (
+            {"arguments": {"x-queue-version": 2}},
+            {},
+            (
+                "'x-queue-version' for queue '{}' in vhost '/': "
+                "received none but current is the value '2' of type 'signedint'"
             ),
         ),
         (

@@ -269,3 +269,27 @@ def test_a_quorum_queue_gives_its_consumers_no_count_at_first(
     ch.basic_nack(inbox.got[0].tag)
     inbox.wait(2)
     assert [delivery.headers.get("x-delivery-count") for delivery in inbox.got] == [None, 1]
+
+
+@pytest.mark.parametrize(
+    ("argument", "why"),
+    [
+        ("x-dead-letter-strategy", "invalid_dlx_strategy"),
+        ("x-queue-leader-locator", "invalid_queue_locator_arg"),
+    ],
+)
+def test_a_quorum_queue_refuses_a_strategy_that_there_is_not(
+    ch: BlockingChannel, argument: str, why: str
+) -> None:
+    q = name()
+    with closes(406, f"PRECONDITION_FAILED - invalid arg '{argument}' for queue '{q}' in vhost '/': {why}"):
+        ch.queue_declare(q, durable=True, arguments={"x-queue-type": "quorum", argument: "foo"})
+
+
+def test_a_quorum_queue_told_to_reject_and_dead_letter_drops_its_oldest(
+    ch: BlockingChannel, pub: BlockingChannel, typed: Declare
+) -> None:
+    q = typed("quorum", x_max_length=1, x_overflow="reject-publish-dlx")
+    confirmed(pub, q, b"1", b"2", b"3")
+    has(ch, q, 1)
+    assert fetch(ch, q).body == b"3"

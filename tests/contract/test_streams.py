@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -132,3 +133,12 @@ def test_an_offset_that_is_none_closes_the_connection_with_541(ch: BlockingChann
     ch.basic_qos(prefetch_count=1)
     with disconnects(541, "INTERNAL_ERROR"):
         Inbox(ch, q, arguments={"x-stream-offset": "somewhere"})
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_an_offset_is_refused_where_there_is_no_stream(
+    ch: BlockingChannel, typed: Declare, kind: str
+) -> None:
+    q = typed(kind)
+    with closes(406, re.compile(r"PRECONDITION_FAILED - .*x-stream-offset.*")):
+        Inbox(ch, q, arguments={"x-stream-offset": "first"})

@@ -9,6 +9,9 @@ from dataclasses import dataclass, fields
 from .closing import ConnectionClosing, precondition_failed
 from .tables import Field, Table, is_integer, text_of
 
+#: Milliseconds that RabbitMQ's timers can count to: ten years.
+_LONGEST = 315_360_000_000
+_AT_LEAST_ONCE = "at-least-once"
 _OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
 _TYPES = ("classic", "quorum", "stream")
 
@@ -47,10 +50,36 @@ def _not_negative(field: Field) -> int:
     return value
 
 
+def _milliseconds(field: Field) -> int:
+    value = _not_negative(field)
+    if value > _LONGEST:
+        raise ValueError(f"{{value_too_large,{value}}}")
+    return value
+
+
 def _positive(field: Field) -> int:
     value = _not_negative(field)
     if value == 0:
         raise ValueError("{value_zero,0}")
+    return value
+
+
+def _expires(field: Field) -> int:
+    _positive(field)
+    return _milliseconds(field)
+
+
+def _strategy(field: Field) -> str:
+    value = _text(field)
+    if value not in ("at-most-once", _AT_LEAST_ONCE):
+        raise ValueError("invalid_dlx_strategy")
+    return value
+
+
+def _locator(field: Field) -> str:
+    value = _text(field)
+    if value not in ("client-local", "balanced", "random", "least-leaders"):
+        raise ValueError("invalid_queue_locator_arg")
     return value
 
 
@@ -112,11 +141,11 @@ def _kind(field: Field) -> str:
 _ALL, _REPLICATED = ("classic", "quorum", "stream"), ("quorum", "stream")
 _KNOWN: dict[str, tuple[Callable[[Field], object], tuple[str, ...]]] = {
     "x-queue-type": (_kind, _ALL),
-    "x-expires": (_positive, ("classic", "quorum")),
-    "x-message-ttl": (_not_negative, ("classic", "quorum")),
+    "x-expires": (_expires, ("classic", "quorum")),
+    "x-message-ttl": (_milliseconds, ("classic", "quorum")),
     "x-dead-letter-exchange": (_text, ("classic", "quorum")),
     "x-dead-letter-routing-key": (_text, ("classic", "quorum")),
-    "x-dead-letter-strategy": (_text, ("quorum",)),
+    "x-dead-letter-strategy": (_strategy, ("quorum",)),
     "x-max-length": (_not_negative, ("classic", "quorum")),
     "x-max-length-bytes": (_not_negative, _ALL),
     "x-max-in-memory-length": (_not_negative, ("quorum",)),
@@ -131,7 +160,7 @@ _KNOWN: dict[str, tuple[Callable[[Field], object], tuple[str, ...]]] = {
     "x-initial-cluster-size": (_positive, ("stream",)),
     "x-max-age": (_age, ("stream",)),
     "x-stream-max-segment-size-bytes": (_not_negative, ("stream",)),
-    "x-queue-leader-locator": (_text, _REPLICATED),
+    "x-queue-leader-locator": (_locator, _REPLICATED),
 }
 _FIELDS = {name: name.removeprefix("x-").replace("-", "_") for name in _KNOWN}
 
@@ -159,12 +188,16 @@ def read_queue_arguments(arguments: Table, where: str) -> QueueSettings:
             raise precondition_failed(
                 f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue"
             )
+    if values.get("dead_letter_strategy") == _AT_LEAST_ONCE:
+        raise not_implemented("the dead-letter strategy at-least-once is not for this broker")
     if "dead_letter_routing_key" in values and "dead_letter_exchange" not in values:
         raise precondition_failed(
             f"invalid arg 'x-dead-letter-routing-key' for {where}: routing_key_but_no_dlx_defined"
         )
     known = {field.name for field in fields(QueueSettings)}
     acted_on = {name: value for name, value in values.items() if name in known}
+    if kind == "quorum" and acted_on.get("overflow") == "reject-publish-dlx":
+        acted_on["overflow"] = "drop-head"  # which RabbitMQ 3.10 makes of it
     return QueueSettings(kind=str(kind), **acted_on)  # type: ignore[arg-type]
 
 
@@ -202,6 +235,7 @@ def _shown(field: Field) -> str:
     return str(field.value).lower() if isinstance(field.value, bool) else str(field.value)
 
 
+_DIGITS = 20  # Python refuses to read numbers of thousands
 _NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
@@ -218,6 +252,8 @@ def parse_expiration(text: object) -> int | None:
         why = "no_integer"
     elif number.end() < len(value):
         why = f'{{leftover_string,"{value[number.end() :]}"}}'
+    elif len(value) > _DIGITS or int(value) > _LONGEST:
+        why = f"{{value_too_large,{value}}}"
     elif int(value) < 0:
         why = f"{{value_negative,{int(value)}}}"
     else:

@@ -33,6 +33,11 @@ class Assembly:
         self._body: list[bytes] = []
         self._missing = 0
 
+    @property
+    def memory(self) -> int:
+        """Bytes that have come so far."""
+        return sum(map(len, self._body))
+
     def begin(self, publish: Any) -> None:
         """A Basic.Publish came."""
         self._publish = publish

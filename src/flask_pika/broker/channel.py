@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
 
 from pika import spec
@@ -29,6 +31,11 @@ class Client(Protocol):
     user: str
     replies: dict[str, Channel]  # of the whole broker: who waits for direct replies
 
+    @property
+    def watched(self) -> bool:
+        """Whether somebody wants to hear of each message."""
+        ...
+
     def send(self, channel: int, method: Any, content: Content | None = None) -> None:
         """Send a method, with a message if there is one."""
 
@@ -38,6 +45,9 @@ class Client(Protocol):
 
     def confirm_later(self, channel: Channel) -> None:
         """The channel has something to confirm, soon."""
+
+    def event(self, what: str) -> None:
+        """Tell what the client does."""
 
     def takes_nacked(self) -> bool:
         """Whether the next message is one that the broker was told to nack."""
@@ -66,14 +76,22 @@ class Channel:
         self.unacked_of_all = 0
         self.confirms: list[tuple[int, bool]] = []  # delivery tag, and whether it is an ack: not sent yet
         self.vhost = client.vhost
+        self._watched = client.watched
         self._subscriptions: dict[str, Subscription] = {}
-        self._unacked: dict[int, Unacked] = {}
+        # By their tags, which ascend; from whose front it is quick to take.
+        self._unacked: OrderedDict[int, Unacked] = OrderedDict()
         self._deliveries = 0
         self._publishes: int | None = None  # None: not in confirm mode
         self._transaction: list[tuple[spec.Basic.Publish, Content] | _Settlement] | None = None
         self.last_queue: str | None = None
         self._replies = Replies(self)
         self._assembly = Assembly()
+
+    @property
+    def memory(self) -> int:
+        """Bytes that came and are in no queue."""
+        waiting = (done[1].weight for done in self._transaction or () if not isinstance(done, _Settlement))
+        return self._assembly.memory + sum(waiting)
 
     # Frames
 
@@ -123,6 +141,7 @@ class Channel:
         if self._publishes is not None:
             tag = self._publishes = self._publishes + 1
         if tag and self.client.takes_nacked():
+            self.client.event(f"message {tag} of channel {self.number} is nacked on demand")
             self._confirm(tag, False)
             return
         taken = self._route(method, content)
@@ -184,6 +203,9 @@ class Channel:
         self, queue: Queue, entry: Entry, subscription: Subscription | None, no_ack: bool = False
     ) -> int:
         self._deliveries += 1
+        if self._watched:
+            size = f"{entry.content.size:,} bytes"
+            self.client.event(f"gets {size} from {queue.name!r}, delivery {self._deliveries}")
         if no_ack or (subscription is not None and subscription.no_ack):
             queue.ack(entry)
             return self._deliveries
@@ -228,6 +250,11 @@ class Channel:
         where = f"queue '{queue.name}' in vhost '{self.vhost.name}'"
         if queue.settings.kind != "classic" and self.prefetch_of_all:
             raise not_implemented(f"{where} does not support global qos")
+        offset = method.arguments.get("x-stream-offset")
+        if offset is not None and queue.settings.kind != "stream":
+            raise precondition_failed(
+                f"invalid arg 'x-stream-offset' for {where} of queue type rabbit_{queue.settings.kind}_queue"
+            )
         if queue.settings.kind == "stream":
             if method.no_ack:
                 raise not_implemented(f"automatic acknowledgement not supported by stream queues {where}")
@@ -247,15 +274,17 @@ class Channel:
             no_ack=method.no_ack,
             exclusive=method.exclusive,
             priority=priority,
-            offset=method.arguments.get("x-stream-offset"),
+            offset=offset,
         )
         self._subscriptions[tag] = subscription
+        self.client.event(f"consumes from {queue.name!r} as {tag!r}")
         self.answer(method, make(spec.Basic.ConsumeOk)(consumer_tag=raw_of(tag)))
         queue.add_consumer(subscription)
 
     def _cancel(self, method: spec.Basic.Cancel) -> None:
         tag = name_of(method.consumer_tag)
         subscription = self._subscriptions.pop(tag, None)
+        self.client.event(f"consumes no more as {tag!r}")
         self.answer(method, make(spec.Basic.CancelOk)(consumer_tag=raw_of(tag)))
         if subscription is not None:
             subscription.queue.remove_consumer(subscription)
@@ -308,7 +337,7 @@ class Channel:
         elif tag not in self._unacked:
             raise precondition_failed(f"unknown delivery tag {tag}")
         else:
-            tags = [one for one in self._unacked if one <= tag] if multiple else [tag]
+            tags = list(takewhile(lambda one: one <= tag, self._unacked)) if multiple else [tag]
         return [(one, self._unacked.pop(one)) for one in tags]
 
     def _settle(self, taken: list[tuple[int, Unacked]], settle: Callable[[list[Unacked]], object]) -> None:
@@ -318,6 +347,8 @@ class Channel:
         self._settle_now([unacked for _tag, unacked in taken], settle)
 
     def _settle_now(self, taken: list[Unacked], settle: Callable[[list[Unacked]], object]) -> None:
+        if self._watched:
+            self.client.event(f"has {settle.__name__} {len(taken)} deliveries")
         waited = bool(self.prefetch_of_all)
         for unacked in taken:
             if unacked.subscription is not None:
@@ -338,7 +369,7 @@ class Channel:
         self._settle_now(self._take_all(), requeued)
 
     def _take_all(self) -> list[Unacked]:
-        taken, self._unacked = list(self._unacked.values()), {}
+        taken, self._unacked = list(self._unacked.values()), OrderedDict()
         return taken
 
     # Confirm and tx
@@ -369,7 +400,7 @@ class Channel:
         for done in self._end_transaction():
             if isinstance(done, _Settlement):
                 self._unacked.update(done.unacked)
-        self._unacked = dict(sorted(self._unacked.items()))
+        self._unacked = OrderedDict(sorted(self._unacked.items()))
         self.client.send(self.number, make(spec.Tx.RollbackOk)())
 
     def _end_transaction(self) -> list[tuple[spec.Basic.Publish, Content] | _Settlement]:
@@ -418,11 +449,10 @@ class Channel:
     def end(self) -> None:
         """The channel is gone: what was not settled goes back to its queues."""
         subscriptions, self._subscriptions = list(self._subscriptions.values()), {}
-        for subscription in subscriptions:
-            # One by one, but none of them gets what the others give back.
-            subscription.queue.consumers = [
-                one for one in subscription.queue.consumers if one is not subscription
-            ]
+        queues = list(dict.fromkeys(one.queue for one in subscriptions))
+        for queue in queues:
+            # All of them before the first message goes back: none of them is to get what others give back.
+            queue.leave(self)
         if self._replies.tag is not None:
             self._replies.end()
         taken = self._take_all()
@@ -430,7 +460,7 @@ class Channel:
             if isinstance(done, _Settlement):
                 taken += [unacked for _tag, unacked in done.unacked]
         requeued(taken)
-        for queue in dict.fromkeys(one.queue for one in subscriptions):
+        for queue in queues:
             queue.consumer_left()
 
 

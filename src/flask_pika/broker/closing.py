@@ -31,6 +31,10 @@ class Closing(Exception):
     """What was asked for is refused, and what asked is closed."""
 
     def __init__(self, code: int, detail: str) -> None:
+        if code not in _NAMES:
+            raise ValueError(
+                f"{code} is no reply code of AMQP; expected one of {', '.join(map(str, _NAMES))}"
+            )
         text = f"{_NAMES[code]} - {detail}" if detail else _NAMES[code]
         encoded = text.encode("utf-8", "replace")
         if len(encoded) > _LONGEST:

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 #: Seconds for the handshake, and for the client's last word.
 _HANDSHAKE = 10.0
 _GOODBYE = 5.0
-#: Bytes that wait to be read by the client, before it is sent no more messages, and listened to no more.
+#: Bytes that wait for a client to read them, from which on it is sent no more messages; and from which on it
+#: is not listened to either: answers alone have come to so much.
 _MUCH = 2**20
+_TOO_MUCH = 64 * 2**20
 
 _AFTER_HANDSHAKE = {"running", "closing"}
 _LOGIN_REFUSED = 403
+_FRAME_ERROR = 501
 #: What RabbitMQ says before the connection is open. Over all else it hangs up without a word.
 _TOLD_BEFORE = {(_LOGIN_REFUSED, "start-ok"), (530, "opening")}
 
@@ -44,7 +47,7 @@ class ClientConnection(asyncio.Protocol):
         self.peer = peer
         self.name = peer
         self.user = ""
-        self.vhost = server.vhosts["/"]
+        self.vhost = next(iter(server.vhosts.values()))  # until it says which one
         self.replies = server.replies
         self.channels: dict[int, Channel] = {}
         self._transport: asyncio.Transport
@@ -54,11 +57,14 @@ class ClientConnection(asyncio.Protocol):
         self._frame_max = FRAME_MAX
         self._channel_max = CHANNEL_MAX
         self._buffer = bytearray()
-        self._outgoing = Outgoing(server, self._send_confirms)
+        self._outgoing = Outgoing(server, self._send_confirms, self._after_writing)
+        self._outgoing.frozen = server.frozen
         self._confirming: dict[Channel, None] = {}
-        self._reading = True
+        self._full = False  # consumers wait until the client has read
+        self._deaf = False
         self._heard = 0.0
         self._timers: list[asyncio.TimerHandle] = []
+        self._beat: asyncio.TimerHandle | None = None
         self._blocked = False
 
     # What asyncio says
@@ -68,6 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_MUCH)
         self._server.connections[self] = None
         self._later(_HANDSHAKE, self._give_up_handshake)
+        self.listen()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002, D102
         if self._state != "closed":
@@ -82,6 +89,8 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._read()
         except Closing as closing:
+            if closing.code == _FRAME_ERROR:
+                self._buffer.clear()  # nobody knows where the next frame begins
             self._close(closing)
         except NoSuchMethod as exc:
             self._server.event(f"{self.name} was hung up on: there is no method {exc}")
@@ -91,15 +100,19 @@ class ClientConnection(asyncio.Protocol):
             self._close(ConnectionClosing(541, ""))
         self._outgoing.flush()
 
-    def pause_writing(self) -> None:  # noqa: D102
-        self._reading = False
-        self._transport.pause_reading()
-
     def resume_writing(self) -> None:  # noqa: D102
-        self._reading = True
-        self.listen()
-        for channel in list(self.channels.values()):
-            channel.serve()
+        self._after_writing()
+
+    def _after_writing(self) -> None:
+        """See what the client may have, and say, now."""
+        size = self._outgoing.size
+        if self._deaf != (size > (_MUCH if self._deaf else _TOO_MUCH)):
+            self._deaf = not self._deaf
+            self.listen()
+        if self._full and size < _MUCH:
+            self._full = False
+            for channel in list(self.channels.values()):
+                channel.serve()
 
     # Frames in
 
@@ -217,11 +230,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _start_ok(self, method: Any) -> None:
         properties = method.client_properties or {}
-        capabilities = properties.get("capabilities") or {}
-        self._capabilities = {name for name, has in capabilities.items() if has}
+        capabilities = properties.get("capabilities")
+        if isinstance(capabilities, dict):
+            self._capabilities = {name for name, has in capabilities.items() if has}
         given = properties.get("connection_name")
         if given:
-            self.name = f"{self.peer} ({given})"
+            self.name = f"{self.peer} ({_printable(given)})"
         user, password = handshake.credentials(str(method.mechanism), _bytes(method.response))
         if self._server.users.get(user) != password:
             self._server.event(f"{self.name} was refused: user name or password")
@@ -269,7 +283,9 @@ class ClientConnection(asyncio.Protocol):
         self._timers.append(self._server.loop.call_later(seconds, callback))
 
     def _give_up_handshake(self) -> None:
-        if self._state not in _AFTER_HANDSHAKE and self._state != "closed":
+        if self._outgoing.frozen:
+            self._later(_HANDSHAKE, self._give_up_handshake)
+        elif self._state not in _AFTER_HANDSHAKE and self._state != "closed":
             self._server.event(f"{self.name} did not get through the handshake in {_HANDSHAKE:g} s")
             self.drop()
 
@@ -287,9 +303,9 @@ class ClientConnection(asyncio.Protocol):
                 return
             if now - self._outgoing.said >= seconds / 2:
                 self._outgoing.add(frame.Heartbeat().marshal())
-            self._timers[:] = [self._server.loop.call_later(seconds / 2, beat)]
+            self._beat = self._server.loop.call_later(seconds / 2, beat)
 
-        self._later(seconds / 2, beat)
+        self._beat = self._server.loop.call_later(seconds / 2, beat)
 
     # Frames out
 
@@ -302,7 +318,8 @@ class ClientConnection(asyncio.Protocol):
 
     def is_reading(self) -> bool:
         """Whether the client takes what it is sent."""
-        return self._reading
+        self._full = self._full or self._outgoing.size >= _MUCH
+        return not self._full
 
     def confirm_later(self, channel: Channel) -> None:
         """Confirms go out together, at the end of a turn."""
@@ -320,6 +337,20 @@ class ClientConnection(asyncio.Protocol):
                     kind = spec.Basic.Ack if ack else spec.Basic.Nack
                     self.send(channel.number, make(kind)(delivery_tag=tag, multiple=multiple))
 
+    @property
+    def memory(self) -> int:
+        """Bytes that are kept for it, apart from what is in queues."""
+        return self._outgoing.size + sum(channel.memory for channel in self.channels.values())
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody wants to hear of each message."""
+        return self._server.watches
+
+    def event(self, what: str) -> None:
+        """Tell what the client does."""
+        self._server.event(f"{self.name}: {what}")
+
     def takes_nacked(self) -> bool:
         """Whether the next message is one that the broker was told to nack."""
         return self._server.takes_nacked()
@@ -328,12 +359,14 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def _listens(self) -> bool:
-        return self._reading and not (self._outgoing.frozen or self._blocked)
+        return not (self._deaf or self._outgoing.frozen or self._blocked)
 
     def listen(self) -> None:
         """Read on, if nothing speaks against it."""
         if self._transport.is_closing():
             return
+        # Whoever was not listened to may have been alive.
+        self._heard = time.monotonic()
         (self._transport.resume_reading if self._listens else self._transport.pause_reading)()
         self._outgoing.flush()
 
@@ -413,6 +446,8 @@ class ClientConnection(asyncio.Protocol):
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+        if self._beat is not None:
+            self._beat.cancel()
         for vhost in self._server.vhosts.values():
             vhost.connection_ended(self)
 
@@ -424,6 +459,11 @@ class ClientConnection(asyncio.Protocol):
         """Hang up, as a network does: without a word."""
         self._state = "closed"
         self._transport.abort()
+
+
+def _printable(name: object) -> str:
+    """A client's name for itself goes to terminals and logs."""
+    return "".join(char if char.isprintable() else "?" for char in name_of(name))
 
 
 def _last_method(method: Any) -> tuple[int, int]:

@@ -24,48 +24,49 @@ _HEADER = struct.Struct(">HHQH")
 # table, or so many octets (AMQP 0-9-1, section 1.8.1).
 _SHORT, _TABLE = -1, -2
 _PROPERTIES = [
-    (1 << 15, _SHORT),  # content type
-    (1 << 14, _SHORT),  # content encoding
-    (1 << 13, _TABLE),  # headers
-    (1 << 12, 1),  # delivery mode
-    (1 << 11, 1),  # priority
-    (1 << 10, _SHORT),  # correlation id
-    (1 << 9, _SHORT),  # reply to
-    (1 << 8, _SHORT),  # expiration
-    (1 << 7, _SHORT),  # message id
-    (1 << 6, 8),  # timestamp
-    (1 << 5, _SHORT),  # type
-    (1 << 4, _SHORT),  # user id
-    (1 << 3, _SHORT),  # app id
-    (1 << 2, _SHORT),  # cluster id
+    ("content_type", 1 << 15, _SHORT),
+    ("content_encoding", 1 << 14, _SHORT),
+    ("headers", 1 << 13, _TABLE),
+    ("delivery_mode", 1 << 12, 1),
+    ("priority", 1 << 11, 1),
+    ("correlation_id", 1 << 10, _SHORT),
+    ("reply_to", 1 << 9, _SHORT),
+    ("expiration", 1 << 8, _SHORT),
+    ("message_id", 1 << 7, _SHORT),
+    ("timestamp", 1 << 6, 8),
+    ("type", 1 << 5, _SHORT),
+    ("user_id", 1 << 4, _SHORT),
+    ("app_id", 1 << 3, _SHORT),
+    ("cluster_id", 1 << 2, _SHORT),
 ]
 
 
-def _check_properties(header: bytes) -> int:
-    """Where a content header has its table of headers; 0 when it has none.
+def _split(header: bytes) -> dict[str, bytes]:
+    """The properties of a content header, each as it is encoded.
 
-    Pika decodes what is cut off as if it were whole.
+    Not by pika, which decodes what is cut off as if it were whole, and knows fewer types than RabbitMQ.
 
-    :raises tables.Malformed: the properties go beyond its end.
+    :raises tables.Malformed: they go beyond its end.
     """
-    found = 0
+    raw: dict[str, bytes] = {}
     try:
         flags, at = _HEADER.unpack_from(header)[3], _HEADER.size
-        for bit, encoding in _PROPERTIES:
+        for name, bit, encoding in _PROPERTIES:
             if not flags & bit:
                 continue
             if encoding == _SHORT:
-                at += 1 + header[at]
+                end = at + 1 + header[at]
             elif encoding == _TABLE:
-                found = at
-                at += 4 + int.from_bytes(header[at : at + 4], "big")
+                end = at + 4 + int.from_bytes(header[at : at + 4], "big")
             else:
-                at += encoding
+                end = at + encoding
+            raw[name] = header[at:end]
+            at = end
     except (IndexError, struct.error) as exc:
         raise tables.Malformed("the properties are cut off") from exc
     if at > len(header):
         raise tables.Malformed("the properties are cut off")
-    return found
+    return raw
 
 
 class Content:
@@ -76,39 +77,47 @@ class Content:
     :raises tables.Malformed: it is none.
     """
 
-    __slots__ = ("body", "exchange", "header", "headers", "properties", "routing_key")
+    __slots__ = ("_raw", "body", "exchange", "header", "headers", "routing_key")
 
     def __init__(self, exchange: str, routing_key: str, header: bytes, body: bytes) -> None:
         self.exchange = exchange
         self.routing_key = routing_key
         self.header = header
         self.body = body
-        make: Any = BasicProperties  # pika's generated classes are not annotated
-        self.properties: BasicProperties = make()
-        headers_at = _check_properties(header)
-        try:
-            self.properties.decode(header, _HEADER.size - 2)
-        except Exception as exc:  # of many types
-            raise tables.Malformed(f"the properties cannot be decoded: {exc!r}") from exc
-        self.headers: Table = tables.decode(header, headers_at)[0] if headers_at else {}
+        self._raw = _split(header)
+        raw_headers = self._raw.get("headers")
+        self.headers: Table = tables.decode(raw_headers)[0] if raw_headers is not None else {}
 
-    def changed(
-        self,
-        exchange: str,
-        routing_key: str,
-        headers: Table,
-        **properties: Any,
-    ) -> Content:
-        """The same message with other headers and properties, sent elsewhere."""
-        make: Any = BasicProperties
-        changed = make()
-        changed.decode(self.header, _HEADER.size - 2)
-        changed.headers = {}  # whose place is where the flags say that there are some
-        for name, value in properties.items():
-            setattr(changed, name, value)
-        blank = _HEADER.pack(changed.INDEX, 0, len(self.body), 0)[:-2] + b"".join(changed.encode())
-        at = _check_properties(blank)
-        header = blank[:at] + tables.encode(headers) + blank[at + 4 :]
+    def text(self, name: str) -> str | None:
+        """A property that is a short string; None when it is not there."""
+        raw = self._raw.get(name)
+        return None if raw is None else tables.text_of(raw[1:])
+
+    def number(self, name: str) -> int | None:
+        """A property that is a number; None when it is not there."""
+        raw = self._raw.get(name)
+        return None if raw is None else int.from_bytes(raw, "big")
+
+    @property
+    def properties(self) -> BasicProperties:
+        """All of them, as pika decodes them, to be looked at: a new object each time."""
+        make: Any = BasicProperties  # pika's generated classes are not annotated
+        properties = make()
+        properties.decode(self.header, _HEADER.size - 2)
+        result: BasicProperties = properties
+        return result
+
+    def changed(self, exchange: str, routing_key: str, headers: Table, **texts: str | None) -> Content:
+        """The same message with other headers, and other short strings (or none), sent elsewhere."""
+        raw = {**self._raw, "headers": tables.encode(headers)}
+        for name, text in texts.items():
+            raw.pop(name, None)
+            if text is not None:
+                encoded = tables.raw_of(text)
+                raw[name] = bytes([len(encoded)]) + encoded
+        flags = sum(bit for name, bit, _encoding in _PROPERTIES if name in raw)
+        pieces = [raw[name] for name, _bit, _encoding in _PROPERTIES if name in raw]
+        header = _HEADER.pack(spec.Basic.INDEX, 0, len(self.body), flags) + b"".join(pieces)
         return Content(exchange, routing_key, header, self.body)
 
     def routing_keys(self) -> list[str]:
@@ -143,9 +152,14 @@ class Content:
             pieces += (_FRAME.pack(spec.FRAME_BODY, channel, len(part)), part, _END)
         return b"".join(pieces)
 
-    def with_headers(self, headers: Table, **properties: Any) -> Content:
-        """The same message with other headers and properties."""
-        return self.changed(self.exchange, self.routing_key, headers, **properties)
+    def with_headers(self, headers: Table, **texts: str | None) -> Content:
+        """The same message with other headers, and other short strings."""
+        return self.changed(self.exchange, self.routing_key, headers, **texts)
+
+    @property
+    def weight(self) -> int:
+        """Bytes that it takes in memory, about."""
+        return len(self.header) + len(self.body)
 
 
 def check_publishable(content: Content, user: str) -> None:
@@ -153,10 +167,13 @@ def check_publishable(content: Content, user: str) -> None:
 
     :param user: who publishes it.
     """
-    claimed = content.properties.user_id
+    claimed = content.text("user_id")
     if claimed is not None and claimed != user:
         raise precondition_failed(f"user_id property set to '{claimed}' but authenticated user was '{user}'")
-    parse_expiration(content.properties.expiration)
+    parse_expiration(content.text("expiration"))
+    mode = content.number("delivery_mode")
+    if mode not in (None, 1, 2):
+        raise precondition_failed(f"invalid message: {{delivery_mode_unknown,{mode}}}")
     for name in ("CC", "BCC"):
         field = content.headers.get(name)
         if field is not None and field.kind != "array":

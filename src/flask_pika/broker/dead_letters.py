@@ -6,7 +6,7 @@ https://www.rabbitmq.com/docs/dlx, and for what it leaves open, RabbitMQ 3.10's 
 from __future__ import annotations
 
 from .contents import Content
-from .tables import Field, Table, longstr
+from .tables import Field, Table, is_integer, longstr
 
 _DEATHS = "x-death"
 
@@ -26,7 +26,7 @@ def bury(
         "exchange": longstr(content.exchange),
         "routing-keys": Field("array", [longstr(key) for key in content.routing_keys()]),
     }
-    expiration = content.properties.expiration
+    expiration = content.text("expiration")
     if expiration is not None:
         death["original-expiration"] = longstr(expiration)
     headers = dict(content.headers)
@@ -38,13 +38,19 @@ def bury(
     cause = (death["queue"], death["reason"])
     same = [one for one in deaths if (one.get("queue"), one.get("reason")) == cause]
     newest = {**same[0]} if same else death
-    newest["count"] = Field("long", (same[0]["count"].value if same and "count" in same[0] else 0) + 1)
+    newest["count"] = Field("long", _count(same[0]) + 1 if same else 1)
     rest = [one for one in deaths if one not in same]
     headers[_DEATHS] = Field("array", [Field("table", dict(sorted(one.items()))) for one in (newest, *rest)])
     if routing_key is not None:
         headers.pop("CC", None)
     key = content.routing_key if routing_key is None else routing_key
     return content.changed(exchange, key, headers, expiration=None)
+
+
+def _count(death: Table) -> int:
+    """How often it happened; what a client has put there may be anything."""
+    field = death.get("count")
+    return min(int(field.value), 2**62) if field is not None and is_integer(field) else 0
 
 
 def _deaths(content: Content) -> list[Table]:

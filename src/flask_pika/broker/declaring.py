@@ -106,6 +106,7 @@ def _queue_purge(channel: Channel, method: Any) -> None:
     queue = channel.queue(method.queue)
     channel.refuse_stream(queue, "queue.purge")
     count = queue.purge()
+    channel.client.event(f"{queue.name!r} is purged of {count} messages")
     channel.answer(method, make(spec.Queue.PurgeOk)(message_count=count))
 
 

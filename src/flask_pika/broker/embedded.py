@@ -65,8 +65,8 @@ class Broker:
         self.host = host
         self._wanted_port = port
         self._users = dict(users) if users is not None else {"guest": "guest"}
-        if not virtual_hosts or "/" not in virtual_hosts:
-            virtual_hosts = (*virtual_hosts, "/")
+        if isinstance(virtual_hosts, str) or not virtual_hosts:
+            raise BrokerError(f"virtual_hosts is {virtual_hosts!r}; expected one name or more, in a list")
         self.virtual_host = virtual_hosts[0]
         self._virtual_hosts = tuple(virtual_hosts)
         self._heartbeat = heartbeat
@@ -96,17 +96,25 @@ class Broker:
         )
         self._thread.start()
         _running.add(self)
-        started.result(_PATIENCE)
+        try:
+            started.result(_PATIENCE)
+        except Exception as exc:
+            self._thread = None
+            _running.discard(self)
+            raise BrokerError(f"the broker's thread failed as it began: {exc!r}") from exc
         return self
 
     def _listen(self, port: int) -> socket.socket:
+        if not 0 <= port <= 65_535:
+            raise BrokerError(f"cannot listen on port {port}; expected one from 1 to 65535, or 0 for any")
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             listening = socket.create_server((self.host, port), family=family, backlog=1024)
         except OSError as exc:
+            number = getattr(exc, "errno", None) or 0
+            why = os.strerror(number) if number > 0 else str(exc)
             raise BrokerError(
-                f"cannot listen on {self.host} port {port}: {os.strerror(exc.errno or 0)};"
-                " choose another one, or 0"
+                f"cannot listen on {self.host} port {port}: {why}; choose another one, or 0"
             ) from exc
         listening.setblocking(False)
         return listening
@@ -127,6 +135,10 @@ class Broker:
             self._server.listen(listening)
             loop.call_soon(started.set_result, None)
             loop.run_forever()
+        except BaseException as exc:
+            if started.done():
+                raise
+            started.set_exception(exc)
         finally:
             self._server.stop() if self._server is not None else listening.close()
             _finish(loop)
@@ -149,7 +161,8 @@ class Broker:
         _running.discard(self)
         with contextlib.suppress(RuntimeError):  # the loop has ended by itself
             loop.call_soon_threadsafe(loop.stop)
-        thread.join(_PATIENCE)
+        if thread is not threading.current_thread():  # as in an event's callback
+            thread.join(_PATIENCE)
 
     def __enter__(self: B) -> B:
         return self.start()
@@ -278,6 +291,8 @@ class Broker:
             raise BrokerError("this broker does not run: start() it, or use it in a 'with' block")
         if self._pid != os.getpid():
             raise BrokerError("this broker runs in the parent process, which alone can look into it")
+        if self._thread is threading.current_thread():  # an event's callback, which may not wait for itself
+            return question(server)
         answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def work() -> None:
@@ -286,7 +301,10 @@ class Broker:
             except BaseException as exc:
                 answer.set_exception(exc)
 
-        loop.call_soon_threadsafe(work)
+        try:
+            loop.call_soon_threadsafe(work)
+        except RuntimeError as exc:
+            raise BrokerError("this broker was just stopped") from exc
         return answer.result(_PATIENCE)
 
     def _forget(self) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import NamedTuple
 
 from .closing import precondition_failed
@@ -47,6 +45,7 @@ class Exchange:
         if "alternate-exchange" in arguments:
             self.alternate = text_of(arguments["alternate-exchange"].value)
         self._bindings: dict[Binding, Callable[[Content, str], bool]] = {}
+        self._by_destination: dict[Destination, dict[Binding, None]] = {}
         self._routes: dict[str, list[Destination]] = {}
 
     @property
@@ -57,8 +56,10 @@ class Exchange:
     def bind(self, destination: Destination, routing_key: str, arguments: Table) -> None:
         """Add a binding, once."""
         binding = _binding(destination, routing_key, arguments)
-        self._bindings.setdefault(binding, _matcher(self.kind, routing_key, arguments))
-        self._routes.clear()
+        if binding not in self._bindings:
+            self._bindings[binding] = _matcher(self.kind, routing_key, arguments)
+            self._by_destination.setdefault(destination, {})[binding] = None
+            self._routes.clear()
 
     def has(self, destination: Destination, routing_key: str, arguments: Table) -> bool:
         """Whether there is such a binding."""
@@ -66,15 +67,24 @@ class Exchange:
 
     def unbind(self, destination: Destination, routing_key: str, arguments: Table) -> bool:
         """Take a binding away; whether there was one."""
+        binding = _binding(destination, routing_key, arguments)
+        if binding not in self._bindings:
+            return False
+        del self._bindings[binding]
+        left = self._by_destination[destination]
+        del left[binding]
+        if not left:
+            del self._by_destination[destination]
         self._routes.clear()
-        return self._bindings.pop(_binding(destination, routing_key, arguments), None) is not None
+        return True
 
     def forget(self, destination: Destination) -> bool:
         """Take all bindings to a destination away; whether there were any."""
-        gone = [binding for binding in self._bindings if binding.destination == destination]
+        gone = self._by_destination.pop(destination, {})
         for binding in gone:
             del self._bindings[binding]
-        self._routes.clear()
+        if gone:
+            self._routes.clear()
         return bool(gone)
 
     def route(self, content: Content, routing_keys: Iterable[str]) -> list[Destination]:
@@ -109,33 +119,39 @@ def _matcher(kind: str, routing_key: str, arguments: Table) -> Callable[[Content
     if kind == "headers":
         return _headers_matcher(arguments)
     if kind == "topic":
-        pattern = topic_pattern(routing_key)
-        return lambda _content, key: pattern.fullmatch(_words(key)) is not None
+        pattern = _words(routing_key)
+        return lambda _content, key: topic_matches(pattern, _words(key))
     return lambda _content, key: key == routing_key
 
 
-def _words(key: str) -> str:
-    """A key with a dot before each of its words; an empty key has none."""
-    return f".{key}" if key else ""
+def topic_matches(pattern: list[str], words: list[str]) -> bool:
+    """Whether a topic's binding key lets a routing key pass, both as words.
 
-
-@lru_cache(maxsize=1000)
-def topic_pattern(binding_key: str) -> re.Pattern[str]:
-    """What a topic's binding key stands for, over :func:`_words`.
-
-    ``*`` is one word, ``#`` any number of them (AMQP 0-9-1, section 3.1.3.3).
+    ``*`` is one word, ``#`` any number of them (AMQP 0-9-1, section 3.1.3.3). As shell patterns are matched:
+    a ``#`` takes as few words as it can, and one more whenever what follows does not fit; the last one that
+    was met is the only one that has to try again.
     """
-    pieces: list[str] = []
-    for word in binding_key.split(".") if binding_key else ():
-        if word == "#":
-            if pieces[-1:] != [_ANY]:  # "#.#" is "#", and would take a regular expression for ever
-                pieces.append(_ANY)
+    at = here = 0
+    retry, taken = -1, 0
+    while here < len(words):
+        if at < len(pattern) and pattern[at] == "#":
+            retry, taken = at, here
+            at += 1
+        elif at < len(pattern) and pattern[at] in ("*", words[here]):
+            at, here = at + 1, here + 1
+        elif retry >= 0:
+            taken += 1
+            at, here = retry + 1, taken
         else:
-            pieces.append(r"\.[^.]*" if word == "*" else re.escape(f".{word}"))
-    return re.compile("".join(pieces), re.DOTALL)
+            return False
+    return all(word == "#" for word in pattern[at:])
 
 
-_ANY = r"(?:\.[^.]*)*"
+def _words(key: str) -> list[str]:
+    """The words of a key; an empty one has none."""
+    return key.split(".") if key else []
+
+
 _MATCHES = ("all", "any", "all-with-x", "any-with-x")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 from collections.abc import Iterator
 
@@ -27,55 +28,79 @@ class Entry:
         return self.returns > 0
 
 
+class _Lane:
+    """The entries of one priority: those that came back, by their position, before those that never left.
+
+    Entries leave in the order in which they came, so whatever comes back came before all that never left.
+    """
+
+    __slots__ = ("fresh", "returned")
+
+    def __init__(self) -> None:
+        self.fresh: collections.deque[Entry] = collections.deque()
+        self.returned: list[Entry] = []  # the last one is the first in the line
+
+    def __iter__(self) -> Iterator[Entry]:
+        yield from reversed(self.returned)
+        yield from self.fresh
+
+    @property
+    def head(self) -> Entry | None:
+        if self.returned:
+            return self.returned[-1]
+        return self.fresh[0] if self.fresh else None
+
+
 class Line:
     """The ready entries of a queue, in the order in which they are served."""
 
     def __init__(self) -> None:
-        self._by_priority: dict[int, collections.deque[Entry]] = {}
-        self._order: list[int] = []
+        self._lanes: dict[int, _Lane] = {}
+        self._order: list[_Lane] = []
         self.count = 0
-        self.bytes = 0
+        self.bytes = 0  #: of the bodies, as RabbitMQ counts
+        self.weight = 0  #: of all that is in memory
 
     def __iter__(self) -> Iterator[Entry]:
-        for priority in self._order:
-            yield from self._by_priority[priority]
+        for lane in self._order:
+            yield from lane
 
-    def _of(self, priority: int) -> collections.deque[Entry]:
-        if priority not in self._by_priority:
-            self._by_priority[priority] = collections.deque()
-            self._order = sorted(self._by_priority, reverse=True)
-        return self._by_priority[priority]
+    def _of(self, priority: int) -> _Lane:
+        if priority not in self._lanes:
+            self._lanes[priority] = _Lane()
+            self._order = [self._lanes[one] for one in sorted(self._lanes, reverse=True)]
+        return self._lanes[priority]
 
     def append(self, entry: Entry) -> None:
         """At the end of its priority's."""
-        self._of(entry.priority).append(entry)
+        self._of(entry.priority).fresh.append(entry)
         self._count(entry, 1)
 
     def put_back(self, entry: Entry) -> None:
-        """To where it stood: before all that came later. Few came earlier, and came back before it."""
-        line = self._of(entry.priority)
-        earlier = []
-        while line and line[0].position < entry.position:
-            earlier.append(line.popleft())
-        line.appendleft(entry)
-        line.extendleft(reversed(earlier))
+        """To where it stood."""
+        bisect.insort(self._of(entry.priority).returned, entry, key=lambda one: -one.position)
         self._count(entry, 1)
 
     def heads(self) -> list[Entry]:
         """The first entry of each priority."""
-        return [line[0] for priority in self._order if (line := self._by_priority[priority])]
+        return [head for lane in self._order if (head := lane.head) is not None]
 
     def take(self, entry: Entry) -> None:
         """Take a head away."""
-        self._by_priority[entry.priority].popleft()
+        lane = self._lanes[entry.priority]
+        if lane.returned:
+            lane.returned.pop()
+        else:
+            lane.fresh.popleft()
         self._count(entry, -1)
 
     def pop(self) -> Entry:
         """Take the very first one away."""
-        entry = self.heads()[0] if len(self._order) > 1 else self._by_priority[self._order[0]][0]
+        entry = self.heads()[0]
         self.take(entry)
         return entry
 
     def _count(self, entry: Entry, by: int) -> None:
         self.count += by
         self.bytes += by * entry.content.size
+        self.weight += by * entry.content.weight

@@ -15,12 +15,15 @@ class Outgoing:
     """One client's.
 
     :param before: called before each write; it may add to it.
+    :param after: called after each write: there may be room for more.
     """
 
-    def __init__(self, server: Server, before: Callable[[], object]) -> None:
+    def __init__(self, server: Server, before: Callable[[], object], after: Callable[[], object]) -> None:
         self._server = server
         self._before = before
+        self._after = after
         self._pieces: list[bytes] = []
+        self._size = 0  # of the pieces, and of what is delayed
         self._scheduled = False
         self._write_at = 0.0
         #: When something was written last, by the monotonic clock.
@@ -32,7 +35,13 @@ class Outgoing:
     def add(self, data: bytes) -> None:
         """Write it soon."""
         self._pieces.append(data)
+        self._size += len(data)
         self.soon()
+
+    @property
+    def size(self) -> int:
+        """Bytes that the system has not taken yet."""
+        return self._size + self.transport.get_write_buffer_size()
 
     def soon(self) -> None:
         """There will be something to write at the end of this turn."""
@@ -46,21 +55,28 @@ class Outgoing:
 
     def flush(self) -> None:
         """Write what there is."""
-        self._scheduled = False
         self._before()
+        self._scheduled = False
         if self.frozen or not self._pieces:
             return
         data = b"".join(self._pieces)
         self._pieces.clear()
-        if self.transport.is_closing():
-            return
         self.said = time.monotonic()
         if self._server.delay or self._write_at > self.said:
             # In their order, also when the delay has become shorter.
             self._write_at = max(self._write_at, self.said + self._server.delay)
-            self._server.loop.call_later(self._write_at - self.said, self.transport.write, data)
+            self._server.loop.call_later(self._write_at - self.said, self._write, data)
         else:
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if self.frozen:  # since it was delayed
+            self._pieces.insert(0, data)
+            return
+        self._size -= len(data)
+        if not self.transport.is_closing():
             self.transport.write(data)
+            self._after()
 
     def close(self) -> None:
         """Write what there is, and hang up."""

@@ -8,7 +8,7 @@ back to where it stood.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from .arguments import QueueSettings, parse_expiration
 from .contents import Content
@@ -42,6 +42,7 @@ class Consumer(Protocol):
     priority: int
     exclusive: bool
     offset: Field | None  # where to begin with a stream
+    channel: Any
 
     def can_take(self) -> bool:
         """Whether one more may be sent: prefetch, and the client's reading."""
@@ -94,6 +95,7 @@ class Queue:
         self._keeper = keeper
         self._clock = clock
         self._line = Line()
+        self._lent = 0
         self._position = 0
         self._expiry: tuple[float, Timer] | None = None
         self._unused: Timer | None = None
@@ -106,9 +108,18 @@ class Queue:
         return self._line.count
 
     @property
-    def bytes(self) -> int:
-        """How many bytes the ready messages have."""
-        return self._line.bytes
+    def memory(self) -> int:
+        """How many bytes its messages take, the unacked ones among them."""
+        return self._line.weight + self._lent
+
+    def _lend(self, entry: Entry) -> None:
+        self.unacked[entry] = None
+        self._lent += entry.content.weight
+
+    def _take_back(self, entry: Entry) -> None:
+        if entry in self.unacked:
+            del self.unacked[entry]
+            self._lent -= entry.content.weight
 
     def ready(self) -> list[Entry]:
         """The messages that are ready, in order."""
@@ -140,11 +151,11 @@ class Queue:
     def _entry(self, content: Content) -> Entry:
         settings = self.settings
         ttl = settings.message_ttl
-        own = parse_expiration(content.properties.expiration)
+        own = parse_expiration(content.text("expiration"))
         if own is not None:
             ttl = own if ttl is None else min(ttl, own)
         self._position += 1
-        priority = min(content.properties.priority or 0, settings.max_priority)
+        priority = min(content.number("priority") or 0, settings.max_priority)
         expires_at = None if ttl is None else self._clock.time() + ttl / 1000
         return Entry(content, self._position, priority, expires_at)
 
@@ -172,7 +183,7 @@ class Queue:
         consumer = self._next_consumer() if self.consumers else None
         if consumer is None:
             return False
-        self.unacked[entry] = None
+        self._lend(entry)
         consumer.deliver(self, entry)
         return True
 
@@ -195,7 +206,7 @@ class Queue:
         if not self._line.count:
             return None
         entry = self._line.pop()
-        self.unacked[entry] = None
+        self._lend(entry)
         self._watch_expiry()
         return entry
 
@@ -203,11 +214,11 @@ class Queue:
 
     def ack(self, entry: Entry) -> None:
         """It is done with."""
-        self.unacked.pop(entry, None)
+        self._take_back(entry)
 
     def reject(self, entry: Entry) -> None:
         """Nobody wants it."""
-        self.unacked.pop(entry, None)
+        self._take_back(entry)
         if not self.deleted:
             self._keeper.dead_letter(self, entry, "rejected")
 
@@ -216,7 +227,7 @@ class Queue:
         limit = self.settings.delivery_limit
         # From the last to the first: each is then put before those that are there already.
         for entry in sorted(entries, key=lambda one: one.position, reverse=True):
-            self.unacked.pop(entry, None)
+            self._take_back(entry)
             entry.returns += 1
             if self.deleted:
                 continue
@@ -251,6 +262,10 @@ class Queue:
         if consumer in self.consumers:
             self.consumers.remove(consumer)
             self.consumer_left()
+
+    def leave(self, channel: object) -> None:
+        """All consumers of a channel are gone; :meth:`consumer_left` is to follow."""
+        self.consumers = [one for one in self.consumers if one.channel is not channel]
 
     def consumer_left(self) -> None:
         """A consumer was taken away: the others go on, or there is none."""
@@ -331,5 +346,7 @@ class Queue:
 
     def _expire(self) -> None:
         self._expiry = None
-        self._drop_expired()
-        self._watch_expiry()
+        try:
+            self._drop_expired()
+        finally:
+            self._watch_expiry()

@@ -41,7 +41,7 @@ class Replies:
 
     def addressed(self, content: Content) -> Content:
         """A message whose answers are to come here, with the address for them."""
-        if content.properties.reply_to != REPLY_TO:
+        if content.text("reply_to") != REPLY_TO:
             return content
         if self.tag is None:
             raise precondition_failed("fast reply consumer does not exist")

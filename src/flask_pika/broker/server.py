@@ -23,6 +23,13 @@ logger = logging.getLogger("flask_pika.broker")
 _LOOK_EVERY = 0.1
 
 
+def _version() -> str:
+    try:
+        return metadata.version("flask-pika")
+    except metadata.PackageNotFoundError:  # run from a source tree, for one
+        return "unknown"
+
+
 class Server:
     """One broker's clients and virtual hosts.
 
@@ -45,12 +52,13 @@ class Server:
         self.users = users
         self.heartbeat = heartbeat
         self.event = event
+        self.watches = watches
         self.vhosts = {name: VirtualHost(name, loop, event, watches) for name in vhosts}
         self.connections: dict[ClientConnection, None] = {}
         self.replies: dict[str, Channel] = {}
         self.properties: Table = {
             "product": longstr("Flask-Pika's embedded broker"),
-            "version": longstr(metadata.version("flask-pika")),
+            "version": longstr(_version()),
             "platform": longstr(f"Python {sys.version.split()[0]}"),
             "information": longstr("In memory only, for demos and tests"),
             "cluster_name": Field("longstr", b"embedded"),
@@ -64,7 +72,7 @@ class Server:
         self.delay = 0.0
         self.holds_confirms = False
         self._told_to_block = False
-        self._frozen = False
+        self.frozen = False
         self._to_nack = 0
         self._arrangement = (False, False, True)  # reversed, shuffled, together
 
@@ -73,7 +81,10 @@ class Server:
     def listen(self, listening: socket.socket) -> None:
         """Take connections."""
         self.listening = listening
-        self._accepting = self.loop.create_task(self._accept(listening))
+        if self._accepting is not None:
+            self._accepting.cancel()
+        # Frozen, it leaves them to the system.
+        self._accepting = None if self.frozen else self.loop.create_task(self._accept(listening))
         if self._looks is None:
             self._look()
 
@@ -81,12 +92,12 @@ class Server:
         while True:
             try:
                 client, address = await self.loop.sock_accept(listening)
-            except OSError as exc:  # no more files: others may close theirs
+                # Answers are small, and each is waited for.
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError as exc:  # no more files: others may close theirs; or it is gone again
                 logger.warning("a connection could not be taken: %s", exc)
                 await asyncio.sleep(_LOOK_EVERY)
                 continue
-            # Answers are small, and each is waited for.
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer = f"{address[0]}:{address[1]}"
             connection = ClientConnection(self, peer)
             sockets.add(client)
@@ -123,7 +134,8 @@ class Server:
         return self._told_to_block or self._too_much
 
     def _look(self) -> None:
-        stored = sum(queue.bytes for vhost in self.vhosts.values() for queue in vhost.queues.values())
+        stored = sum(queue.memory for vhost in self.vhosts.values() for queue in vhost.queues.values())
+        stored += sum(connection.memory for connection in self.connections)
         too_much = stored > self._memory
         if too_much != self._too_much:
             self._too_much = too_much
@@ -157,11 +169,9 @@ class Server:
 
     def freeze(self, frozen: bool) -> None:
         """Answer nothing, or go on."""
-        self._frozen = frozen
-        if self.listening is not None and self._accepting is not None:
-            self._accepting.cancel()
-            if not frozen:
-                self.listen(self.listening)
+        self.frozen = frozen
+        if self.listening is not None:
+            self.listen(self.listening)
         for connection in list(self.connections):
             connection.freeze(frozen)
 
@@ -203,13 +213,13 @@ class Server:
             if shuffled:
                 random.shuffle(single)
             return single
+        # With "multiple" a confirm is about all before it that are not settled: that must be its own alone.
         told: list[tuple[int, bool, bool]] = []
         for tag, ack in confirms:
             if told and told[-1][0] == tag - 1 and told[-1][2] == ack:
                 told[-1] = (tag, True, ack)
             else:
                 told.append((tag, False, ack))
-        # With "multiple" a confirm is about all before it that are not settled: that must be its own alone.
         return told
 
 

@@ -32,8 +32,8 @@ class Stream(Queue):
         return len(self._entries)
 
     @property
-    def bytes(self) -> int:
-        """How many bytes they have."""
+    def memory(self) -> int:
+        """How many bytes they take."""
         return self._bytes
 
     def ready(self) -> list[Entry]:
@@ -44,7 +44,7 @@ class Stream(Queue):
         """Take a message."""
         self._entries.append(Entry(content, len(self._entries) + 1, 0, None))
         self._came.append(time.time())
-        self._bytes += content.size
+        self._bytes += content.weight
         self.serve()
         return True
 

@@ -37,6 +37,7 @@ _FIXED = {
     b"u": ("unsignedshort", struct.Struct(">H")),
     b"I": ("signedint", struct.Struct(">i")),
     b"i": ("unsignedint", struct.Struct(">I")),
+    b"L": ("long", struct.Struct(">q")),  # as RabbitMQ, which sends it as the next one
     b"l": ("long", struct.Struct(">q")),
     b"f": ("float", struct.Struct(">f")),
     b"d": ("double", struct.Struct(">d")),
@@ -130,6 +131,8 @@ def _value(data: bytes, at: int) -> tuple[Field, int]:
     while at < end:
         item, at = _value(data, at)
         items.append(item)
+    if at != end:
+        raise Malformed("an array's last item goes beyond its end")
     return Field("array", items), at
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import collections
-import os
 import time
 from collections.abc import Callable, Iterable
 
@@ -13,6 +11,7 @@ from .arguments import compare_arguments, not_implemented, read_queue_arguments,
 from .closing import ChannelClosing, ConnectionClosing, not_found, precondition_failed
 from .contents import Content
 from .exchanges import TYPES, Destination, Exchange, check_headers_binding
+from .frames import fresh_token
 from .line import Entry
 from .queues import Clock, Queue
 from .streams import Stream
@@ -36,6 +35,7 @@ _COMPARED = (
     "x-max-priority",
     "x-overflow",
     "x-queue-mode",
+    "x-queue-version",
     "x-single-active-consumer",
     "x-delivery-limit",
 )
@@ -138,14 +138,15 @@ class VirtualHost:
         self._forget(Destination(False, name))
 
     def _forget(self, destination: Destination) -> None:
-        """Take away all bindings to it, and the exchanges that were there for them alone."""
-        for exchange in list(self.exchanges.values()):
-            if exchange.forget(destination):
-                self._delete_if_unused(exchange)
-
-    def _delete_if_unused(self, exchange: Exchange) -> None:
-        if exchange.auto_delete and not exchange.is_used and exchange.name in self.exchanges:
-            self._remove_exchange(exchange.name)
+        """Take away all bindings to it, and the exchanges that were there for them alone, and so on."""
+        gone = [destination]
+        while gone:
+            leaving = gone.pop()
+            for exchange in list(self.exchanges.values()):
+                if exchange.forget(leaving) and exchange.auto_delete and not exchange.is_used:
+                    del self.exchanges[exchange.name]
+                    self._event(f"exchange {exchange.name!r} deleted")
+                    gone.append(Destination(False, exchange.name))
 
     # Bindings
 
@@ -185,7 +186,8 @@ class VirtualHost:
             self.queue(destination.name, owner)
         if exchange.unbind(destination, routing_key, arguments):
             self._event(f"{_said(destination)} unbound from exchange {source!r} with key {routing_key!r}")
-            self._delete_if_unused(exchange)
+            if exchange.auto_delete and not exchange.is_used:
+                self._remove_exchange(exchange.name)
 
     # Queues
 
@@ -236,7 +238,7 @@ class VirtualHost:
             current.touch()
             return current
         refuse_unsupported(where, settings.kind, durable, exclusive, auto_delete)
-        name = name or _server_given()
+        name = name or f"amq.gen-{fresh_token()}"
         queue = self.queues[name] = (Stream if settings.kind == "stream" else Queue)(
             name,
             arguments,
@@ -344,6 +346,9 @@ class VirtualHost:
     def dead_letter(self, queue: Queue, entry: Entry, reason: str) -> None:
         """A queue gives a message up: it goes to the queue's dead-letter exchange, if there is one."""
         exchange = queue.settings.dead_letter_exchange
+        if self._watches:
+            to = "dropped" if exchange is None else f"a dead letter to exchange {exchange!r}"
+            self._event(f"{entry.content.size:,} bytes in {queue.name!r} are {reason}: {to}")
         if exchange is None:
             return
         key = queue.settings.dead_letter_routing_key
@@ -381,10 +386,6 @@ def _said(destination: Destination) -> str:
 def _stripped(name: str) -> str:
     """RabbitMQ takes line ends out of the names that it is given."""
     return name.replace("\r", "").replace("\n", "")
-
-
-def _server_given() -> str:
-    return f"amq.gen-{base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip('=')}"
 
 
 def refuse_default(name: str) -> None:
