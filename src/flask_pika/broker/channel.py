@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import takewhile
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from pika import spec
 
 from . import declaring
 from .arguments import integer, not_implemented
 from .assembly import Assembled, Assembly
+from .client import Client
 from .closing import ChannelClosing, ConnectionClosing, precondition_failed
 from .contents import Content, check_publishable
 from .declaring import REPLY_TO
@@ -21,41 +22,6 @@ from .queues import Queue
 from .replies import Replies
 from .subscriptions import Subscription, Unacked, acked, rejected, requeued
 from .tables import Field, Malformed, raw_of
-from .vhost import VirtualHost
-
-
-class Client(Protocol):
-    """The connection that a channel is on."""
-
-    vhost: VirtualHost
-    user: str
-    replies: dict[str, Channel]  # of the whole broker: who waits for direct replies
-
-    @property
-    def watched(self) -> bool:
-        """Whether somebody wants to hear of each message."""
-        ...
-
-    def send(self, channel: int, method: Any, content: Content | None = None) -> None:
-        """Send a method, with a message if there is one."""
-
-    def is_reading(self) -> bool:
-        """Whether the client takes what it is sent."""
-        ...
-
-    def confirm_later(self, channel: Channel) -> None:
-        """The channel has something to confirm, soon."""
-
-    def event(self, what: str) -> None:
-        """Tell what the client does."""
-
-    def takes_nacked(self) -> bool:
-        """Whether the next message is one that the broker was told to nack."""
-        ...
-
-    def knows(self, capability: str) -> bool:
-        """Whether the client said that it has a capability."""
-        ...
 
 
 class _Settlement(NamedTuple):

@@ -13,7 +13,7 @@ from . import handshake
 from .channel import Channel
 from .closing import ChannelClosing, Closing, ConnectionClosing
 from .contents import Content
-from .frames import HEADER, NoSuchMethod, bad_frame, decode_method, make, name_of, shown, split
+from .frames import HEADER, NoSuchMethod, bad_frame, decode_method, make, name_of, printable, shown, split
 from .handshake import CHANNEL_MAX, FRAME_MAX, PROTOCOL_HEADER, PROTOCOL_HEADERS
 from .outgoing import Outgoing
 
@@ -235,7 +235,7 @@ class ClientConnection(asyncio.Protocol):
             self._capabilities = {name for name, has in capabilities.items() if has}
         given = properties.get("connection_name")
         if given:
-            self.name = f"{self.peer} ({_printable(given)})"
+            self.name = f"{self.peer} ({printable(given)})"
         user, password = handshake.credentials(str(method.mechanism), _bytes(method.response))
         if self._server.users.get(user) != password:
             self._server.event(f"{self.name} was refused: user name or password")
@@ -459,11 +459,6 @@ class ClientConnection(asyncio.Protocol):
         """Hang up, as a network does: without a word."""
         self._state = "closed"
         self._transport.abort()
-
-
-def _printable(name: object) -> str:
-    """A client's name for itself goes to terminals and logs."""
-    return "".join(char if char.isprintable() else "?" for char in name_of(name))
 
 
 def _last_method(method: Any) -> tuple[int, int]:

@@ -114,3 +114,8 @@ def make(method: Any) -> Any:
 def fresh_token() -> str:
     """What names that the broker gives end with."""
     return base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
+
+
+def printable(name: object) -> str:
+    """A client's name for itself goes to terminals and logs."""
+    return "".join(char if char.isprintable() else "?" for char in name_of(name))
