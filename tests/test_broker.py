@@ -627,6 +627,14 @@ def test_what_counts_as_memory_is_all_that_is_kept(kept: str) -> None:
         ch.queue_declare("q")
         if kept == "unacked":
             ch.basic_consume("q", lambda *_: None)
+        done = threading.Event()
+
+        def read() -> None:
+            while not done.is_set():
+                ch.connection.process_data_events(0.05)
+
+        reader = threading.Thread(target=read)
+        reader.start()
         fpika = publishing(broker)
         headers = {"h": "x" * 50_000} if kept == "headers" else {}
         body = b"" if kept == "headers" else b"x" * 50_000
@@ -634,6 +642,8 @@ def test_what_counts_as_memory_is_all_that_is_kept(kept: str) -> None:
             for _ in range(10_000):
                 fpika.publish(body, routing_key="q", headers=headers, timeout=1)
         wait_for(lambda: fpika.stats().publisher.state == "blocked", "the broker blocks")
+        done.set()
+        reader.join(30)
         ch.connection.close()
         with raw(broker) as other:
             other.queue_purge("q")
