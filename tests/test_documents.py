@@ -126,4 +126,4 @@ def test_the_benchmarks_run(benchmark: str, rows: int) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^  (?:Flask-Pika|embedded )", done.stdout, re.M)) == rows
+    assert len(re.findall(r"^  (?:Flask-Pika|embedded  )", done.stdout, re.M)) == rows
