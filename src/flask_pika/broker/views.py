@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -146,7 +145,7 @@ def _stored(found: _Found) -> list[StoredMessage]:
             content.body,
             content.exchange,
             content.routing_key,
-            copy.deepcopy(content.properties),  # the broker sends what it has
+            content.properties,
             redelivered,
         )
         for content, redelivered in found
