@@ -28,8 +28,23 @@ from tools.rabbitmq_node import RabbitMQNode, free_port, uninterrupted
 _ROOT = Path(__file__).parent.parent
 
 
+#: The signal that ended the demo. What a signal handler raises may be lost, in a destructor that it struck.
+_ended_by: list[int] = []
+
+
 def say(line: str = "") -> None:
+    _leave_if_ended()
     print(line, flush=True)
+
+
+def _end(number: int, _frame: object) -> None:
+    _ended_by.append(number)
+    _leave_if_ended()
+
+
+def _leave_if_ended() -> None:
+    if _ended_by:
+        sys.exit(128 + _ended_by[0])
 
 
 @contextlib.contextmanager
@@ -144,9 +159,9 @@ class Given:
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGHUP):  # what was started is stopped then, too
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # what was started is stopped then, too
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+            signal.signal(number, _end)
     began = time.monotonic()
     wanted = os.environ.get("BROKER", "embedded")
     queue = f"flask-pika-demo-{os.getpid()}"
