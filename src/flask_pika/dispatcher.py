@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flask_pika.publisher")
 
+#: How many it opens: one for all, and one for suspects.
+CHANNELS = 2
 #: Seconds between two looks for futures whose deadline has passed.
 _SWEEP = 0.05
 #: AMQP's connection errors that one message can cause; the others are about the connection or the broker.

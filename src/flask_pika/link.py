@@ -27,8 +27,6 @@ _LOOK_UP = 10.0
 _LOOKS = 4
 #: Seconds between two looks, where there are no heartbeats.
 _LOOK_EVERY = 5.0
-#: Channels that a user may open.
-_CHANNELS = 2
 #: Seconds of rest after an error that nobody foresaw: it must not become a loop that does nothing else.
 _AFTER_AN_ERROR = 0.1
 #: Seconds for the thread to end, when a goodbye took too long.
@@ -78,6 +76,7 @@ class Link:
     """A connection that is kept open: it reconnects to whichever node answers, until it is stopped.
 
     :param name: what operators see of it.
+    :param channels: how many the user opens at a time, at the most.
     """
 
     def __init__(
@@ -85,11 +84,13 @@ class Link:
         nodes: Sequence[Node],
         name: str,
         user: User,
+        channels: int,
         backoff: Backoff | None = None,
     ) -> None:
         self._nodes = nodes
         self._name = name
         self._user = user
+        self._channels = channels
         self._backoff = backoff or Backoff()
         self._thread: threading.Thread | None = None
         #: Whether the thread runs, or ran.
@@ -271,7 +272,7 @@ class Link:
         )
         # Callers have deadlines of their own; a broker that is blocked for an hour needs no reconnects.
         parameters.blocked_connection_timeout = None
-        parameters.channel_max = max(_CHANNELS, parameters.channel_max)
+        parameters.channel_max = max(self._channels, parameters.channel_max)
         try:
             self._connection = SelectConnection(
                 parameters,

@@ -13,7 +13,7 @@ from typing import Any
 from . import signals
 from .config import PublisherSettings
 from .confirms import Lane, Ledger, Outcome
-from .dispatcher import Dispatcher
+from .dispatcher import CHANNELS, Dispatcher
 from .errors import (
     BrokerBlocked,
     BrokerUnavailable,
@@ -84,7 +84,7 @@ class Outbox:
         self._sender = sender
         self._clock = clock
         self._dispatcher = Dispatcher(self, envelopes, sender)
-        self._link = self._dispatcher.link = Link(nodes, name, self._dispatcher)
+        self._link = self._dispatcher.link = Link(nodes, name, self._dispatcher, CHANNELS)
         self._starting = threading.RLock()
         #: Threads that are telling the link's, and hold a lock of pika's. set's methods are atomic.
         self._telling: set[int] = set()
