@@ -1,6 +1,7 @@
-"""Flask-Pika: RabbitMQ in a Flask app: confirmed publishing, and pika's blocking channels from a pool."""
+"""Flask-Pika: RabbitMQ in a Flask app: confirmed publishing, consumers, and a pool of pika's channels."""
 
 from . import signals
+from .delivery import Action, Delivery
 from .errors import (
     AuthenticationRefused,
     BrokerBlocked,
@@ -21,32 +22,43 @@ from .errors import (
     PublishRefused,
     PublishTimeout,
     PublishUnknown,
+    Reject,
+    Requeue,
+    SettlementError,
     SetupError,
     TLSRefused,
     Unroutable,
     VirtualHostRefused,
 )
 from .extension import Pika
+from .handling import DeliveryFilter, Outcome
 from .lease import PooledChannel
 from .message import Message
 from .outbox import PublisherStats
 from .pool import PoolStats
 from .publisher import Failure, PublishReport
 from .state import Stats
+from .subscriber import ConsumerStats
+from .worker import Worker
 
 __all__ = [
+    "Action",
     "AuthenticationRefused",
     "BrokerBlocked",
     "BrokerRefused",
     "BrokerUnavailable",
     "ChannelReturned",
     "ConfigError",
+    "ConsumerStats",
+    "Delivery",
+    "DeliveryFilter",
     "Failure",
     "FlaskPikaError",
     "ForeignChannel",
     "InvalidMessage",
     "Message",
     "Nacked",
+    "Outcome",
     "Pika",
     "PoolClosed",
     "PoolStats",
@@ -61,10 +73,14 @@ __all__ = [
     "PublisherClosed",
     "PublisherFull",
     "PublisherStats",
+    "Reject",
+    "Requeue",
+    "SettlementError",
     "SetupError",
     "Stats",
     "TLSRefused",
     "Unroutable",
     "VirtualHostRefused",
+    "Worker",
     "signals",
 ]

@@ -33,6 +33,9 @@ __all__ = [
     "PublishUnknown",
     "PublisherClosed",
     "PublisherFull",
+    "Reject",
+    "Requeue",
+    "SettlementError",
     "SetupError",
     "TLSRefused",
     "Unroutable",
@@ -184,3 +187,18 @@ class PublishManyFailed(FlaskPikaError):
     def __init__(self, text: str, report: PublishReport) -> None:
         super().__init__(text)
         self.report = report
+
+
+# Consuming. The first two are a handler's word on its delivery; nobody else raises them.
+
+
+class Reject(FlaskPikaError):
+    """A handler raises it: never again. The queue's dead-letter exchange gets the message, if it has one."""
+
+
+class Requeue(FlaskPikaError):
+    """A handler raises it: back to the queue, at once, and it comes again soon."""
+
+
+class SettlementError(FlaskPikaError, RuntimeError):
+    """A delivery was settled twice, or by a handler whose worker does that."""

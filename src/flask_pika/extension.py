@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
-from flask import Flask, current_app, has_app_context
+from flask import Blueprint, Flask, current_app, has_app_context
 from pika import BasicProperties
 
 from .config import DEFAULT_PREFIX, read_settings
+from .consumer import Ack, OnError, Registry, choose, make_consumer
 from .errors import ForeignChannel, InvalidMessage, SetupError
+from .handling import Outcome
 from .lease import PooledChannel
 from .message import Message
 from .params import is_finite
 from .publisher import PublishReport
+from .rehearsal import rehearse
 from .state import State, Stats
+from .worker import DRAIN_TIMEOUT, THREADS, Worker
+
+H = TypeVar("H", bound=Callable[..., Any])
 
 _EXTENSION = "flask_pika"
 
@@ -43,6 +49,7 @@ class Pika:
         self._app_refs: list[weakref.ref[Flask]] = []
         # An app's states know by it whose they are, without holding on to this object.
         self._identity = object()
+        self._registry = Registry()
         if app is not None:
             self.init_app(app)
 
@@ -57,7 +64,9 @@ class Pika:
                 f"init_app was called before on {app!r} for a Pika object with the prefix"
                 f" {self._prefix!r}; use that object, or give this one a config_prefix of its own"
             )
-        state = State(read_settings(app.config, self._prefix), app, self._prefix, self._identity)
+        state = State(
+            read_settings(app.config, self._prefix), app, self._prefix, self._identity, self._registry
+        )
         app.teardown_appcontext(state.end_of_context)
         app.extensions.setdefault(_EXTENSION, {})[self._prefix] = state
         self._app_refs = [weakref.ref(known) for known in (*self._apps(), app)]
@@ -181,8 +190,115 @@ class Pika:
 
     def _publishing(self, timeout: float | None) -> tuple[State, Callable[[object], str]]:
         _check_timeout(timeout)
+        return self._state(), self._app().json.dumps
+
+    def consumer(
+        self,
+        queue: str,
+        *,
+        prefetch: int | None = None,
+        ack: Ack = "auto",
+        on_error: OnError = "reject",
+        batch: int | None = None,
+        batch_wait: float = 0.5,
+        exclusive: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        blueprint: Blueprint | None = None,
+    ) -> Callable[[H], H]:
+        """Register a function that handles a queue's deliveries, in ``flask pika worker``.
+
+        ::
+
+            @fpika.consumer("orders", prefetch=16)
+            def handle(delivery):
+                order = delivery.json
+
+        Each delivery is handled in a thread, in an app context of its own; an ``async`` function, in an event
+        loop of its own. It is acked when the handler has returned and its app context has ended. A handler
+        that raises :class:`Reject` or :class:`Requeue` has it rejected, or put back.
+
+        :param prefetch: how many deliveries may be unsettled at a time, those that wait for a thread
+            included. Default: 16, or ``batch`` when that is more.
+        :param ack: ``"auto"``: when the handler has returned. ``"manual"``: the handler calls
+            :meth:`Delivery.ack`, ``nack()`` or ``reject()``, once, from any thread, now or later. ``"none"``:
+            before the handler runs, whatever it does: at most once.
+        :param on_error: what becomes of a delivery whose handler raises anything else: ``"reject"``, to the
+            queue's dead-letter exchange, if it has one; or ``"requeue-once"``: back to the queue, unless it
+            was redelivered already.
+        :param batch: the handler gets a list of up to this many deliveries, which are settled together.
+        :param batch_wait: seconds after which it gets those that are there.
+        :param exclusive: whether this is to be the queue's only consumer, at the broker.
+        :param arguments: of AMQP's ``basic.consume``, such as ``{"x-priority": 10}``.
+        :param blueprint: only apps that have this blueprint registered consume it.
+        :raises SetupError: a value is wrong, or the queue has another consumer.
+        """
+
+        def register(handler: H) -> H:
+            self._registry.add(
+                make_consumer(
+                    queue,
+                    handler,
+                    prefetch=prefetch,
+                    ack=ack,
+                    on_error=on_error,
+                    batch=batch,
+                    batch_wait=batch_wait,
+                    exclusive=exclusive,
+                    arguments=arguments,
+                    blueprint=blueprint,
+                )
+            )
+            return handler
+
+        return register
+
+    def worker(self, *queues: str, threads: int = THREADS, drain_timeout: float = DRAIN_TIMEOUT) -> Worker:
+        """What ``flask pika worker`` runs, in background threads of this process. Start it, or use ``with``.
+
+        :param queues: which to consume, of those that have a consumer. Default: all.
+        :param threads: how many handlers may run at a time.
+        :param drain_timeout: seconds that its end waits for handlers that run.
+        :raises SetupError: there is no consumer, or none for one of the queues.
+        """
         state = self._state()
-        return state, (current_app if has_app_context() else self._apps()[0]).json.dumps
+        app = self._app()
+        return state.make_worker(app, choose(self._registry.of(app), queues), threads, drain_timeout)
+
+    def run_consumer(
+        self,
+        handler: Callable[..., Any],
+        body: object,
+        *,
+        exchange: str = "",
+        routing_key: str | None = None,
+        redelivered: bool = False,
+        properties: BasicProperties | None = None,
+        **named: Any,
+    ) -> Outcome:
+        """Run a consumer's handler as a worker would, with no broker, and tell what it came to. For tests.
+
+        ::
+
+            assert fpika.run_consumer(handle, {"id": 1}).acked
+
+        :param handler: a function that was registered with :meth:`consumer`.
+        :param body: what :meth:`publish` takes; for a consumer with ``batch``, a list of them.
+        :param routing_key: default: the queue's name.
+        :param redelivered: whether it was delivered before.
+        :param properties: as :meth:`publish` has them; and ``named``.
+        :raises InvalidMessage: AMQP cannot carry it.
+        :raises SetupError: the handler is not registered.
+        """
+        app = self._app()
+        consumer = self._registry.find(handler)
+        bodies = body if consumer.batch is not None and isinstance(body, (list, tuple)) else [body]
+        messages = [
+            _message(
+                one, exchange, consumer.queue if routing_key is None else routing_key, True, properties, named
+            )
+            for one in bodies
+        ]
+        return rehearse(app, consumer, messages, redelivered)
 
     def record_messages(self) -> AbstractContextManager[list[Message]]:
         """Record what the app publishes, instead of sending it, until the ``with`` block ends. For tests.
@@ -201,19 +317,28 @@ class Pika:
         return self._state().recordings.record()
 
     def stats(self) -> Stats:
-        """The numbers of pool and publisher in this process: cheap, and without I/O."""
+        """The numbers of pool, publisher and consumers in this process: cheap, and without I/O."""
         return self._state().stats()
 
     def close(self) -> None:
-        """Close this app's idle connections, and refuse new checkouts from now on.
+        """Stop this app's workers, close its idle connections, and refuse new checkouts from now on.
 
-        Channels that are lent stay usable, and are closed at their return. Waits for what is pending at the
+        Channels that are lent stay usable, and are closed at their return. Waits for handlers that run, each
+        worker's ``drain_timeout`` at the most; for what is pending at the
         publisher, ``drain_timeout`` (5) seconds at the most, and for goodbyes, another five at the most.
         """
         self._state().close()
 
     def _apps(self) -> list[Flask]:
         return [app for ref in self._app_refs if (app := ref()) is not None]
+
+    def _app(self) -> Flask:
+        """The app that :meth:`_state` is about."""
+        self._state()
+        if has_app_context():
+            app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+            return app
+        return self._apps()[0]
 
     def _state(self) -> State:
         if has_app_context():

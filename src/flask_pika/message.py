@@ -16,7 +16,7 @@ from .errors import InvalidMessage
 from .params import is_finite, nearest, type_of
 
 #: AMQP 0-9-1, section 4.2.5.3: the length of a short string is one octet.
-_SHORT = 255
+SHORT = 255
 # RabbitMQ's timers are 32-bit milliseconds; it closes the channel over more.
 _LONGEST_EXPIRATION = (2**32 - 1) / 1000
 _TEXT = (
@@ -190,8 +190,8 @@ def _check_text(name: str, value: object) -> str:
         length = len(value.encode())
     except UnicodeError:
         raise InvalidMessage(f"{name} has lone surrogates, which cannot be sent") from None
-    if length > _SHORT:
-        raise InvalidMessage(f"{name} has {length} bytes; AMQP carries {_SHORT} at the most")
+    if length > SHORT:
+        raise InvalidMessage(f"{name} has {length} bytes; AMQP carries {SHORT} at the most")
     return value
 
 

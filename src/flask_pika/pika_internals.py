@@ -21,7 +21,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pika import exceptions as pika_errors
@@ -29,6 +29,8 @@ from pika import spec
 from pika.adapters.blocking_connection import BlockingConnection
 from pika.adapters.select_connection import IOLoop
 from pika.connection import Connection
+
+from .deliver_frames import Arrival, DeliverFrames
 
 logger = logging.getLogger("flask_pika.connection")
 
@@ -256,6 +258,24 @@ def _may_become_confirm(rest: bytes, watch: dict[int, Any]) -> bool:
         return True
     kind, channel, length = struct.unpack_from(">BHI", rest)
     return kind == spec.FRAME_METHOD and length == _CONFIRM_SIZE and channel in watch
+
+
+def watch_deliveries(connection: Connection, watch: Mapping[int, Callable[[list[Arrival]], object]]) -> None:
+    """Hand deliveries to the function that ``watch`` has for their channel, in lists, as they arrive.
+
+    Pika sees everything else, in the same order.
+    """
+    hidden = _hidden(connection)
+    pikas = hidden._on_data_available
+    frames = DeliverFrames(watch, pikas)
+
+    def on_data(data: bytes) -> None:
+        if hidden._frame_buffer:  # in the middle of a frame that is pika's
+            pikas(data)
+        else:
+            hidden.bytes_received += frames.feed(data)  # the heartbeat's sign of life
+
+    hidden._on_data_available = on_data
 
 
 def server_properties(connection: BlockingConnection) -> dict[str, Any]:

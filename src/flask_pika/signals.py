@@ -13,7 +13,7 @@ from typing import Any
 
 from blinker import NamedSignal, Namespace
 
-logger = logging.getLogger("flask_pika.publisher")
+logger = logging.getLogger("flask_pika.signals")
 
 _signals = Namespace()
 
@@ -23,6 +23,12 @@ published = _signals.signal("published")
 returned = _signals.signal("returned")
 #: A message was not confirmed for another reason: the same, and ``error``.
 failed = _signals.signal("failed")
+#: A handler is about to get a delivery: ``delivery``. In the handler's thread and app context.
+received = _signals.signal("received")
+#: It returned: ``delivery``, and ``seconds`` that it took. In its thread, after its app context.
+handled = _signals.signal("handled")
+#: It raised, or its app context did at its end: the same, and ``error``.
+handling_failed = _signals.signal("handling-failed")
 #: The publisher has a connection.
 connected = _signals.signal("connected")
 #: It has lost it: ``error``, pika's reason.

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,8 @@ from flask import Flask, g, has_app_context, has_request_context, request
 
 from .config import Settings
 from .connecting import Connected, connect, connection_name
+from .consumer import Consumer, Registry
+from .errors import PoolClosed
 from .gate import Gate
 from .keeper import Keeper
 from .lease import PooledChannel
@@ -23,6 +26,8 @@ from .pool import ChannelPool, PoolStats
 from .publisher import Publisher
 from .recordings import EVERY_APPS, Recordings
 from .slot import Slot
+from .subscriber import ConsumerStats
+from .worker import Worker
 
 if TYPE_CHECKING:
     from .testing.recorder import Recorder
@@ -35,9 +40,10 @@ AT_EXIT = 1.0
 
 @dataclass(frozen=True)
 class Stats(PoolStats):
-    """The pool's numbers, and the publisher's."""
+    """The pool's numbers, the publisher's, and the consumers'."""
 
     publisher: PublisherStats  #: see :class:`flask_pika.PublisherStats`
+    consumers: tuple[ConsumerStats, ...] = ()  #: see :class:`flask_pika.ConsumerStats`
 
 
 class _InProcess(NamedTuple):
@@ -52,8 +58,12 @@ class _InProcess(NamedTuple):
 class State:
     """What one app has of one ``Pika`` object. It knows the app by its name alone, so that the app can go."""
 
-    def __init__(self, settings: Settings, app: Flask, prefix: str, owner: object) -> None:
+    def __init__(
+        self, settings: Settings, app: Flask, prefix: str, owner: object, registry: Registry
+    ) -> None:
         self.settings = settings
+        #: The consumers of the ``Pika`` object.
+        self.registry = registry
         self._app = weakref.ref(app)
         #: What the ``Pika`` object that made it is known by.
         self.owner = owner
@@ -65,6 +75,7 @@ class State:
         # By process id: a child begins anew, before it takes a lock that the parent held at the fork.
         self._used: dict[int, _InProcess] = {}
         self._recorded_by: dict[int, Recorder] = {}
+        self._workers: dict[int, weakref.WeakSet[Worker]] = {}
         _states.add(self)
 
     def pool(self) -> ChannelPool[Slot]:
@@ -146,6 +157,23 @@ class State:
             recorder = self._recorded_by.pop(pid, None)
             if recorder is not None:
                 recorder.pool.forget()
+        for pid in [pid for pid in self._workers if pid != mine]:
+            for worker in self._workers.pop(pid, ()):
+                worker.forget()
+
+    def make_worker(
+        self, app: Flask, consumers: Sequence[Consumer], threads: int, drain_timeout: float
+    ) -> Worker:
+        """A worker for some of the app's consumers, which is stopped when this is closed."""
+        if self._closed:
+            raise PoolClosed(f"close() was called for {self._app_name!r}; its workers do not start any more")
+        name = f"{connection_name(self._app_name)}: worker"
+        worker = Worker(app, consumers, self.settings.nodes, name, threads, drain_timeout)
+        self._workers.setdefault(os.getpid(), weakref.WeakSet()).add(worker)
+        return worker
+
+    def _my_workers(self) -> list[Worker]:
+        return list(self._workers.get(os.getpid(), ()))
 
     def lend(self, timeout: float | None) -> PooledChannel:
         """A channel for this caller; it comes home with the app context, if there is one."""
@@ -174,6 +202,8 @@ class State:
     def close(self) -> None:
         """Close the idle connections, refuse checkouts; what is lent is closed at its return."""
         self._closed = True
+        for worker in self._my_workers():  # whose handlers may publish until they are done
+            worker.stop()
         mine = self._mine()
         mine.publisher.close(self.settings.publisher.drain_timeout)
         mine.pool.close()
@@ -184,7 +214,9 @@ class State:
             recorder.close()
 
     def close_at_exit(self) -> None:
-        """Send what was submitted, and close what is idle, quickly."""
+        """Let handlers go, send what was submitted, and close what is idle, quickly."""
+        for worker in self._my_workers():
+            worker.stop(AT_EXIT)
         mine = self._used.get(os.getpid())
         if mine is not None:
             mine.publisher.close(self.settings.publisher.drain_timeout)
@@ -193,7 +225,19 @@ class State:
     def stats(self) -> Stats:
         """The numbers of this process."""
         mine = self._mine()
-        return Stats(**vars(mine.pool.stats()), publisher=mine.publisher.stats())
+        return Stats(
+            **vars(mine.pool.stats()), publisher=mine.publisher.stats(), consumers=self._consumer_stats()
+        )
+
+    def _consumer_stats(self) -> tuple[ConsumerStats, ...]:
+        """Of each consumer that the app has, in a worker or not."""
+        running = {one.queue: one for worker in self._my_workers() for one in worker.stats()}
+        app = self._app()
+        registered = [] if app is None else self.registry.of(app)
+        return tuple(
+            running.get(consumer.queue) or ConsumerStats(consumer.queue, consumer.place)
+            for consumer in registered
+        )
 
 
 def _where() -> str:

@@ -1,0 +1,214 @@
+"""What a consumer is: a queue, its handler, and what becomes of a delivery that fails; and their registry."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeGuard
+
+from flask import Blueprint, Flask
+
+from .delivery import Action, Delivery
+from .errors import Reject, Requeue, SetupError
+from .message import SHORT
+from .params import is_finite, nearest, type_of
+
+Ack = Literal["auto", "manual", "none"]
+OnError = Literal["reject", "requeue-once"]
+#: Deliveries that may be unsettled, when nothing is said.
+PREFETCH = 16
+#: AMQP 0-9-1, Basic.Qos: the prefetch count is a short. 0 would be any number.
+_MOST = 2**16 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A queue and its handler: see :meth:`flask_pika.Pika.consumer`."""
+
+    queue: str
+    handler: Callable[..., Any]
+    prefetch: int = PREFETCH
+    ack: Ack = "auto"
+    on_error: OnError = "reject"
+    batch: int | None = None
+    batch_wait: float = 0.5
+    exclusive: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    blueprint: Blueprint | None = None
+
+    @property
+    def name(self) -> str:
+        """The handler's."""
+        handler = inspect.unwrap(self.handler)
+        return getattr(handler, "__qualname__", type(handler).__qualname__)
+
+    @property
+    def place(self) -> str:
+        """The handler's module and name."""
+        return f"{getattr(inspect.unwrap(self.handler), '__module__', '?')}.{self.name}"
+
+    @property
+    def code(self) -> object:
+        """Of a function that is defined again and again, by a factory, the same each time."""
+        return getattr(inspect.unwrap(self.handler), "__code__", self.handler)
+
+    def is_of(self, app: Flask) -> bool:
+        """Whether this app consumes it: one of a blueprint, where that is registered."""
+        return self.blueprint is None or self.blueprint in app.blueprints.values()
+
+    def action(self, delivery: Delivery, error: BaseException | None) -> Action | None:
+        """How to settle a delivery whose handler has returned, or raised; None: the handler sees to it."""
+        if self.ack == "none":
+            return None
+        if self.ack == "manual" and (error is None or not delivery.take()):
+            return None
+        if error is None:
+            return Action.ACK
+        if isinstance(error, Requeue):
+            return Action.REQUEUE
+        if isinstance(error, Reject) or self.on_error == "reject" or delivery.redelivered:
+            return Action.REJECT
+        return Action.REQUEUE
+
+
+def make_consumer(
+    queue: object,
+    handler: object,
+    *,
+    prefetch: object,
+    ack: object,
+    on_error: object,
+    batch: object,
+    batch_wait: object,
+    exclusive: object,
+    arguments: object,
+    blueprint: object,
+) -> Consumer:
+    """A consumer of what a user wrote.
+
+    :raises SetupError: names what is wrong, and what is expected.
+    """
+    if not isinstance(queue, str) or not 0 < len(queue.encode(errors="replace")) <= SHORT:
+        raise SetupError(
+            f"a consumer's queue is {queue!r}; expected the name of a queue, of up to {SHORT} bytes;"
+            ' @consumer needs one: @fpika.consumer("orders")'
+        )
+    where = f"the consumer of queue {queue!r}"
+    if not callable(handler) or inspect.isclass(handler):
+        raise SetupError(f"{where}: the handler is {type_of(handler)}; expected a function of one delivery")
+    _check_parameters(where, handler, batch)
+    if prefetch is None:
+        prefetch = max(PREFETCH, batch) if isinstance(batch, int) else PREFETCH
+    if not _whole(prefetch, _MOST):
+        raise SetupError(f"{where}: prefetch is {prefetch!r}; expected a number from 1 to {_MOST}")
+    if batch is not None and not _whole(batch, prefetch):
+        raise SetupError(
+            f"{where}: batch is {batch!r}; expected a number from 1 to prefetch, which is {prefetch}:"
+            " the broker sends no more than that"
+        )
+    if not is_finite(batch_wait) or not 0 <= batch_wait <= 3600:  # type: ignore[operator]
+        raise SetupError(f"{where}: batch_wait is {batch_wait!r}; expected seconds, from 0 to 3600")
+    for name, value, good in (
+        ("ack", ack, ("auto", "manual", "none")),
+        ("on_error", on_error, ("reject", "requeue-once")),
+        ("exclusive", exclusive, (True, False)),
+    ):
+        if value not in good or isinstance(value, int) is not isinstance(good[0], bool):
+            expected = " or ".join(map(repr, good))
+            raise SetupError(f"{where}: {name} is {value!r}; expected {expected}")
+    if arguments is not None and not isinstance(arguments, Mapping):
+        raise SetupError(f"{where}: arguments is {type_of(arguments)}; expected a dict")
+    if blueprint is not None and not isinstance(blueprint, Blueprint):
+        raise SetupError(f"{where}: blueprint is {type_of(blueprint)}; expected a flask.Blueprint")
+    return Consumer(
+        queue,
+        handler,
+        prefetch,
+        ack,  # type: ignore[arg-type] # checked above
+        on_error,  # type: ignore[arg-type]
+        batch,
+        float(batch_wait),  # type: ignore[arg-type]
+        exclusive,  # type: ignore[arg-type]
+        dict(arguments or {}),
+        blueprint,
+    )
+
+
+def _whole(value: object, most: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _check_parameters(where: str, handler: Callable[..., Any], batch: object) -> None:
+    """A handler that cannot be called would have its first message fail, and every one after it."""
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):  # a builtin
+        return
+    try:
+        signature.bind(object())
+    except TypeError as exc:
+        what = "list of deliveries" if batch is not None else "delivery"
+        raise SetupError(
+            f"{where}: the handler takes {signature}; expected a function of one {what}"
+        ) from exc
+
+
+class Registry:
+    """The consumers of one ``Pika`` object, for all of its apps."""
+
+    def __init__(self) -> None:
+        self._consumers: dict[tuple[str, int | None], Consumer] = {}
+
+    def add(self, consumer: Consumer) -> None:
+        """Register a consumer. A factory that is called twice registers the same one twice: the last counts.
+
+        :raises SetupError: the queue has another one.
+        """
+        key = (consumer.queue, None if consumer.blueprint is None else id(consumer.blueprint))
+        known = self._consumers.get(key)
+        if known is not None and known.code != consumer.code:
+            raise _two(known, consumer)
+        self._consumers[key] = consumer
+
+    def of(self, app: Flask) -> Sequence[Consumer]:
+        """What this app consumes, in the order of registration.
+
+        :raises SetupError: two for one queue: RabbitMQ would give each half of the messages.
+        """
+        found: dict[str, Consumer] = {}
+        for consumer in self._consumers.values():
+            if consumer.is_of(app):
+                if consumer.queue in found:
+                    raise _two(found[consumer.queue], consumer)
+                found[consumer.queue] = consumer
+        return list(found.values())
+
+    def find(self, handler: object) -> Consumer:
+        """The consumer that has this handler.
+
+        :raises SetupError: there is none.
+        """
+        for consumer in self._consumers.values():
+            if consumer.handler is handler:
+                return consumer
+        raise SetupError(f"{handler!r} is no handler of this Pika object; register it with @fpika.consumer")
+
+
+def choose(consumers: Sequence[Consumer], queues: Sequence[str]) -> list[Consumer]:
+    """The consumers of these queues; all of them, when no queue is named.
+
+    :raises SetupError: a queue has none.
+    """
+    known = {consumer.queue: consumer for consumer in consumers}
+    for queue in queues:
+        if queue not in known:
+            raise SetupError(f"queue {queue!r} has no consumer; {nearest(queue, known)}")
+    return [known[queue] for queue in dict.fromkeys(queues)] if queues else list(consumers)
+
+
+def _two(first: Consumer, second: Consumer) -> SetupError:
+    return SetupError(
+        f"queue {first.queue!r} has two consumers, {first.place} and {second.place}, each of which would get"
+        " a part of the messages; use one, or a queue for each"
+    )

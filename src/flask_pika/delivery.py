@@ -1,0 +1,218 @@
+"""A delivery: a message as a handler gets it, and how it may be settled."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable
+from typing import Any
+
+from flask import current_app, has_app_context
+from pika.spec import BasicProperties
+
+from .errors import SettlementError
+
+
+class Action(enum.Enum):
+    """How a delivery is settled, and what that is in AMQP."""
+
+    ACK = "acked"  #: Basic.Ack: it is done
+    REJECT = "rejected"  #: Basic.Reject: to the queue's dead-letter exchange, if it has one
+    REQUEUE = "requeued"  #: Basic.Reject with requeue: an attempt, to a quorum queue's delivery limit
+    GIVE_BACK = "given back"  #: Basic.Nack with requeue: to RabbitMQ 4, not an attempt
+
+
+#: Takes what becomes of a delivery: its tag, and the action.
+Settle = Callable[[int, Action], object]
+
+
+class Delivery:
+    """A message that the broker delivered.
+
+    :ivar body: its bytes.
+    :ivar exchange: where it was published to; empty for the default exchange.
+    :ivar routing_key: with which routing key.
+    :ivar redelivered: whether it was delivered before, to whomever, and not acked.
+    :ivar delivery_tag: the broker's number for it, on its channel.
+    :ivar queue: the queue that it came from.
+    """
+
+    __slots__ = (
+        "_content",
+        "_properties",
+        "_settle",
+        "_unsettled",
+        "body",
+        "delivery_tag",
+        "exchange",
+        "queue",
+        "redelivered",
+        "routing_key",
+    )
+
+    def __init__(
+        self,
+        queue: str,
+        delivery_tag: int,
+        redelivered: bool,
+        exchange: str,
+        routing_key: str,
+        content: bytes | BasicProperties,
+        body: bytes,
+        settle: Settle | None = None,
+    ) -> None:
+        self.queue = queue
+        self.delivery_tag = delivery_tag
+        self.redelivered = redelivered
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.body = body
+        self._content = content  # the properties, decoded only for those who look
+        self._properties: BasicProperties | None = None
+        self._settle = settle
+        # Of several threads that pop it, one has it.
+        self._unsettled = [True] if settle is not None else []
+
+    @property
+    def properties(self) -> BasicProperties:
+        """All of AMQP's properties, as pika has them."""
+        if self._properties is None:
+            content = self._content
+            if isinstance(content, bytes):
+                made: Any = BasicProperties  # pika's generated classes are not annotated
+                content = made().decode(content)
+            self._properties = content
+        return self._properties
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The headers; empty when there are none."""
+        properties: Any = self.properties
+        if properties.headers is None:
+            properties.headers = {}
+        headers: dict[str, Any] = properties.headers
+        return headers
+
+    @property
+    def message_id(self) -> str | None:
+        """The publisher's id for it."""
+        return self._text("message_id")
+
+    @property
+    def correlation_id(self) -> str | None:
+        """What the publisher relates it to."""
+        return self._text("correlation_id")
+
+    @property
+    def reply_to(self) -> str | None:
+        """The queue for an answer."""
+        return self._text("reply_to")
+
+    @property
+    def content_type(self) -> str | None:
+        """The body's type, such as ``application/json``."""
+        return self._text("content_type")
+
+    @property
+    def type(self) -> str | None:
+        """The publisher's name for this kind of message."""
+        return self._text("type")
+
+    @property
+    def timestamp(self) -> int | None:
+        """When it was published: seconds since 1970."""
+        seconds: int | None = self.properties.timestamp
+        return seconds
+
+    @property
+    def text(self) -> str:
+        """The body as text, of UTF-8.
+
+        :raises UnicodeDecodeError: it is none.
+        """
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON has it, by the app's JSON provider.
+
+        :raises ValueError: it is no JSON.
+        """
+        return current_app.json.loads(self.body) if has_app_context() else json.loads(self.body)
+
+    def _text(self, name: str) -> str | None:
+        value: str | None = getattr(self.properties, name)
+        return value
+
+    def ack(self) -> None:
+        """It is done. For consumers with ``ack="manual"``, once, from any thread.
+
+        :raises SettlementError: it was settled before, or the worker does that.
+        """
+        self._take_and_settle(Action.ACK)
+
+    def nack(self, requeue: bool = True) -> None:
+        """It is not done: back to the queue; or as :meth:`reject` has it.
+
+        :raises SettlementError: as :meth:`ack`.
+        """
+        self._take_and_settle(Action.GIVE_BACK if requeue else Action.REJECT)
+
+    def reject(self, requeue: bool = False) -> None:
+        """It will never be done: to the queue's dead-letter exchange, if it has one; or back to the queue.
+
+        :raises SettlementError: as :meth:`ack`.
+        """
+        self._take_and_settle(Action.REQUEUE if requeue else Action.REJECT)
+
+    def _take_and_settle(self, action: Action) -> None:
+        if self._settle is None:
+            raise SettlementError(
+                "the worker settles this delivery, when its handler has returned; raise Reject or Requeue, or"
+                ' register the consumer with ack="manual"'
+            )
+        if not self.take():
+            raise SettlementError("this delivery was settled before; each is settled once")
+        self._settle(self.delivery_tag, action)
+
+    def take(self) -> bool:
+        """Whether a manual delivery is still to be settled; from now on, it is not."""
+        try:
+            return self._unsettled.pop()
+        except IndexError:
+            return False
+
+    def __repr__(self) -> str:
+        # Without body, properties or headers, which may be secrets.
+        return (
+            f"<Delivery {self.delivery_tag} of queue {self.queue!r}, from exchange {self.exchange!r} with"
+            f" routing key {self.routing_key!r}>"
+        )
+
+
+class ManualDelivery(Delivery):
+    """A delivery that its handler settles.
+
+    :param forgotten: told the tag, when the delivery is gone and was not settled. It may take no lock.
+    """
+
+    __slots__ = ("_forgotten",)
+
+    def __init__(
+        self,
+        queue: str,
+        delivery_tag: int,
+        redelivered: bool,
+        exchange: str,
+        routing_key: str,
+        content: bytes | BasicProperties,
+        body: bytes,
+        settle: Settle,
+        forgotten: Callable[[int], object],
+    ) -> None:
+        super().__init__(queue, delivery_tag, redelivered, exchange, routing_key, content, body, settle)
+        self._forgotten = forgotten
+
+    def __del__(self) -> None:
+        if self.take():
+            self._forgotten(self.delivery_tag)

@@ -1,0 +1,129 @@
+"""How a handler is run: in an app context of its own, and what its outcome does to the deliveries."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask
+
+from . import signals
+from .consumer import Consumer
+from .delivery import Action, Delivery
+from .errors import Reject, Requeue
+
+logger = logging.getLogger("flask_pika.consumer")
+
+#: What the handler that runs in this thread, or task, is about.
+_current: contextvars.ContextVar[Delivery | None] = contextvars.ContextVar(
+    "flask_pika_delivery", default=None
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of what a handler was given."""
+
+    #: For each delivery, how it is settled; None: the handler did not, and sees to it later.
+    actions: tuple[Action | None, ...]
+    #: What the handler raised, if anything.
+    error: BaseException | None = None
+
+    @property
+    def acked(self) -> bool:
+        """Whether all of it was."""
+        return set(self.actions) == {Action.ACK}
+
+    @property
+    def rejected(self) -> bool:
+        """Whether all of it was."""
+        return set(self.actions) == {Action.REJECT}
+
+    @property
+    def requeued(self) -> bool:
+        """Whether all of it was."""
+        return set(self.actions) <= {Action.REQUEUE, Action.GIVE_BACK}
+
+
+def bound_handler(app: Flask, consumer: Consumer) -> Callable[..., Any]:
+    """The handler as the app calls it: one that is async, in an event loop of its own.
+
+    :raises RuntimeError: it is async, and Flask's ``async`` extra is not installed.
+    """
+    bound: Callable[..., Any] = app.ensure_sync(consumer.handler)
+    return bound
+
+
+def handle(
+    app: Flask, consumer: Consumer, handler: Callable[..., Any], deliveries: Sequence[Delivery]
+) -> BaseException | None:
+    """Run a handler in an app context of its own; what it raised, or what the context's end did."""
+    first = deliveries[0]
+    token = _current.set(first)
+    try:
+        with app.app_context():
+            if signals.received.receivers:
+                for delivery in deliveries:
+                    signals.send(signals.received, lambda: app, delivery=delivery)
+            handler(first if consumer.batch is None else list(deliveries))
+    except BaseException as exc:
+        # SystemExit as well: it would end the thread, and nobody else.
+        _log(consumer, deliveries, exc)
+        return exc
+    else:
+        return None
+    finally:
+        _current.reset(token)
+
+
+def _log(consumer: Consumer, deliveries: Sequence[Delivery], exc: BaseException) -> None:
+    what = "; ".join(map(_identity, deliveries[:3])) + ("; ..." if len(deliveries) > 3 else "")
+    if isinstance(exc, Reject):
+        logger.warning("%s rejects %s: %s", consumer.name, what, exc)
+    elif isinstance(exc, Requeue):
+        logger.info("%s requeues %s: %s", consumer.name, what, exc)
+    else:
+        logger.error("%s failed at %s", consumer.name, what, exc_info=exc)
+
+
+def _identity(delivery: Delivery) -> str:
+    message_id = None
+    with contextlib.suppress(Exception):  # properties that cannot be decoded, which may be why it failed
+        message_id = delivery.message_id
+    again = ", redelivered" if delivery.redelivered else ""
+    return (
+        f"message {message_id or 'without an id'} of queue {delivery.queue!r}"
+        f" (exchange {delivery.exchange!r}, routing key {delivery.routing_key!r}{again})"
+    )
+
+
+def tell(app: Flask, deliveries: Sequence[Delivery], error: BaseException | None, seconds: float) -> None:
+    """Tell whoever listens to signals what became of deliveries."""
+    signal = signals.handled if error is None else signals.handling_failed
+    if not signal.receivers:
+        return
+    about = {"seconds": seconds} if error is None else {"seconds": seconds, "error": error}
+    for delivery in deliveries:
+        signals.send(signal, lambda: app, delivery=delivery, **about)
+
+
+class DeliveryFilter(logging.Filter):
+    """Lets log lines of a handler say which message they are about: ``%(queue)s`` and ``%(message_id)s``.
+
+    Add it to a logging handler; outside of a consumer's handler, both are ``-``. In a batch, it is the first
+    message's.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, with these attributes."""
+        delivery = _current.get()
+        record.queue = record.message_id = "-"
+        if delivery is not None:
+            record.queue = delivery.queue
+            with contextlib.suppress(Exception):  # properties that cannot be decoded
+                record.message_id = delivery.message_id or "-"
+        return True

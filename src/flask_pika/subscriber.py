@@ -1,0 +1,289 @@
+"""A subscriber: keeps one consumer subscribed, on whichever connection there is, and counts what it does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pika import exceptions as pika_errors
+from pika.adapters.select_connection import SelectConnection
+
+from .backlog import Backlog
+from .backoff import Backoff
+from .consumer import Consumer
+from .deliver_frames import Arrival
+from .delivery import Action, Delivery
+from .errors import Reject, Requeue
+from .link import Link
+from .subscription import Subscription
+
+logger = logging.getLogger("flask_pika.consumer")
+
+
+@dataclass(frozen=True)
+class ConsumerStats:
+    """A consumer at one moment, and what it has done since its worker began."""
+
+    queue: str
+    handler: str  #: its module and name
+    #: ``stopped``, ``connecting``, ``subscribing``, ``consuming``, ``backing off``, ``draining``
+    state: str = "stopped"
+    in_flight: int = 0  #: deliveries that are not settled: their handler runs, or they wait for a thread
+    handled: int = 0  #: deliveries whose handler returned
+    failed: int = 0  #: whose handler raised something else than ``Reject`` or ``Requeue``
+    requeued: int = 0  #: that went back to the queue
+    rejected: int = (
+        0  #: that were rejected, so that the queue's dead-letter exchange has them, if there is one
+    )
+    mean_time: float = 0.0  #: seconds of a handler's run
+    max_time: float = 0.0  #: and of the longest one
+    error: str = ""  #: why it does not consume, if that is known
+
+
+#: Some deliveries for one run of the handler, and where they came from.
+Unit = tuple["Subscriber", Subscription, list[Delivery]]
+
+
+class Subscriber:
+    """One consumer in a worker. In the link's thread only, but for :meth:`note` and :meth:`stats`."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        handler: Callable[..., Any],
+        tag: str,
+        link: Link,
+        backlog: Backlog[Unit],
+        arm: Callable[[], None],
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.consumer = consumer
+        #: The handler as the app calls it.
+        self.handler = handler
+        self._tag = tag
+        self._link = link
+        self._backlog = backlog
+        self.arm = arm
+        self._backoff = backoff or Backoff(0.1, 5.0)
+        self._connection: SelectConnection | None = None
+        self._watch: dict[int, Callable[[list[Arrival]], object]] = {}
+        self._subscription: Subscription | None = None
+        self._failures = 0
+        self._draining = False
+        self._gathered: list[Delivery] = []  # a batch that is not full
+        self._batches = 0  # counts them, so that a timer knows whose time is over
+        #: Read by any thread.
+        self.state = "connecting"
+        self._error = ""
+        self._requeued = self._rejected = 0
+
+        # All below is shared, and touched only under the lock.
+        self._lock = threading.Lock()
+        self._handled = self._failed = self._runs = 0
+        self._time = self._longest = 0.0
+
+    # The link's thread: subscribing
+
+    def connected(
+        self, connection: SelectConnection, watch: dict[int, Callable[[list[Arrival]], object]]
+    ) -> None:
+        """There is a new connection."""
+        self._connection, self._watch = connection, watch
+        self._subscribe()
+
+    def lost(self) -> None:
+        """The connection is gone, and with it what was delivered: the broker delivers it again."""
+        self._connection = None
+        self._forget_subscription()
+        self.state = "draining" if self._draining else "connecting"
+
+    def ended(self) -> None:
+        """There will be no other one."""
+        self.lost()
+        self.state = "stopped"
+
+    def _forget_subscription(self) -> None:
+        gone, self._subscription = self._subscription, None
+        self._gathered = []
+        if gone is not None:
+            gone.lost()
+            self._backlog.withdraw(lambda unit: unit[1] is gone)
+
+    def _subscribe(self) -> None:
+        if self._draining or self._connection is None:
+            return
+        self.state = "subscribing"
+        if self._subscription is not None and self._subscription.is_open:
+            self._subscription.subscribe()
+            return
+        try:
+            self._subscription = Subscription(
+                self.consumer, self._tag, self, self._connection, self._link.guarded, self._watch
+            )
+        except pika_errors.AMQPError as exc:  # no channel is free
+            self._failed_with(f"no channel can be opened: {exc}")
+
+    def _failed_with(self, why: str) -> None:
+        self.state = "backing off"
+        if why != self._error:
+            logger.warning(
+                "%s does not consume queue %r, and goes on trying: %s",
+                self.consumer.name,
+                self.consumer.queue,
+                why,
+            )
+        self._error = why
+        self._failures += 1
+        connection = self._connection
+
+        def again() -> None:
+            if self._connection is connection and self.state == "backing off":
+                self._subscribe()
+
+        self._link.call_later(self._backoff.delay(self._failures), again)
+
+    # What a subscription says: see flask_pika.subscription.Owner
+
+    def subscribed(self, subscription: Subscription) -> None:
+        """The broker delivers from now on."""
+        self._link.works()
+        if self._draining:
+            subscription.unsubscribe()
+            return
+        self.state = "consuming"
+        if self._error:
+            logger.warning("%s consumes queue %r again", self.consumer.name, self.consumer.queue)
+        self._error = ""
+        self._failures = 0
+
+    def cancelled(self, _subscription: Subscription) -> None:
+        """The queue was deleted, or lost."""
+        if not self._draining:
+            self._failed_with("the broker ended the consumer: its queue was deleted, or moved")
+
+    def closed(self, subscription: Subscription, error: Exception) -> None:
+        """The broker closed the channel: the queue does not exist, is another's, or may not be read; ..."""
+        if subscription is not self._subscription:
+            return
+        self._forget_subscription()
+        if not self._draining:
+            code, text = getattr(error, "reply_code", 0), getattr(error, "reply_text", str(error))
+            self._failed_with(f"{code} {text}")
+        self.arm()  # there may be nothing left to wait for
+
+    def forgotten(self, tag: int) -> Action:
+        """A manual delivery that nobody can settle any more: as if its handler had failed."""
+        logger.error(
+            "%s forgot delivery %d of queue %r, which is rejected: with ack='manual', each delivery is to be"
+            " settled",
+            self.consumer.name,
+            tag,
+            self.consumer.queue,
+        )
+        return Action.REJECT
+
+    def settled(self, action: Action) -> None:
+        """A delivery was settled on the wire, and not by an ack."""
+        if action is Action.REJECT:
+            self._rejected += 1
+        elif action is Action.REQUEUE:
+            self._requeued += 1
+
+    def arrived(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
+        """Deliveries came: give them to the threads, when there are enough for a batch."""
+        if self._draining:
+            self._give_back(subscription, deliveries)
+            return
+        size = self.consumer.batch
+        if size is None:
+            self._backlog.put(self, [(self, subscription, [delivery]) for delivery in deliveries])
+            return
+        began = not self._gathered
+        gathered = self._gathered + deliveries
+        whole = len(gathered) - len(gathered) % size
+        if whole:
+            began = True
+            self._batches += 1
+            self._backlog.put(
+                self, [(self, subscription, gathered[at : at + size]) for at in range(0, whole, size)]
+            )
+        self._gathered = gathered[whole:]
+        if self._gathered and began:
+            batch = self._batches
+            self._link.call_later(
+                self.consumer.batch_wait, lambda: self._batch_has_waited(subscription, batch)
+            )
+
+    def _batch_has_waited(self, subscription: Subscription, batch: int) -> None:
+        if batch != self._batches or subscription is not self._subscription or not self._gathered:
+            return
+        self._batches += 1
+        gathered, self._gathered = self._gathered, []
+        self._backlog.put(self, [(self, subscription, gathered)])
+
+    # The link's thread: settling, and the end
+
+    def flush(self) -> None:
+        """Write what was settled."""
+        if self._subscription is not None:
+            self._subscription.flush()
+
+    @property
+    def outstanding(self) -> int:
+        """How many deliveries the broker waits for."""
+        return 0 if self._subscription is None else self._subscription.outstanding
+
+    def drain(self) -> None:
+        """Take nothing new, and give back what nobody has begun."""
+        self._draining = True
+        self.state = "draining"
+        subscription = self._subscription
+        if subscription is None:
+            return
+        # In this order: what is given back must not come again.
+        subscription.unsubscribe()
+        gathered, self._gathered = self._gathered, []
+        for unit in self._backlog.withdraw(lambda unit: unit[0] is self):
+            gathered += unit[2]
+        self._give_back(subscription, gathered)
+
+    def _give_back(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            delivery.take()
+        subscription.settle_all(deliveries, [Action.GIVE_BACK] * len(deliveries))
+        self.arm()
+
+    # Any thread
+
+    def note(self, count: int, error: BaseException | None, seconds: float) -> None:
+        """A run of the handler has ended."""
+        failed = error is not None and not isinstance(error, (Reject, Requeue))
+        # Critical section: some sums.
+        with self._lock:
+            self._runs += 1
+            self._time += seconds
+            self._longest = max(self._longest, seconds)
+            if error is None:
+                self._handled += count
+            elif failed:
+                self._failed += count
+
+    def stats(self) -> ConsumerStats:
+        """The numbers of this moment."""
+        with self._lock:
+            return ConsumerStats(
+                self.consumer.queue,
+                self.consumer.place,
+                self.state,
+                self.outstanding,
+                self._handled,
+                self._failed,
+                self._requeued,
+                self._rejected,
+                self._time / self._runs if self._runs else 0.0,
+                self._longest,
+                self._error,
+            )

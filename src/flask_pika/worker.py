@@ -1,0 +1,288 @@
+"""The worker: runs an app's consumers on one link, with handler threads, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from flask import Flask
+from pika.adapters.select_connection import SelectConnection
+
+from . import pika_internals
+from .backlog import Backlog
+from .consumer import Consumer
+from .deliver_frames import Arrival
+from .delivery import Action, Delivery
+from .errors import AuthenticationRefused, BrokerUnavailable, SetupError, VirtualHostRefused
+from .handling import bound_handler, handle, tell
+from .link import Link
+from .nodes import Node
+from .subscriber import ConsumerStats, Subscriber, Unit
+from .subscription import Subscription
+
+logger = logging.getLogger("flask_pika.consumer")
+
+#: Handler threads, when nothing is said.
+THREADS = 8
+#: Seconds that stop() gives to handlers that run, when nothing is said.
+DRAIN_TIMEOUT = 30.0
+#: Seconds after which the link's thread is told again, though it was told before.
+_ARMED = 0.05
+#: Seconds between two signs of life of the link's thread.
+_TICK = 1.0
+#: Seconds without one after which it is not alive: a handler may hold Python's lock for a while.
+_DEAD = 30.0
+#: Seconds for the goodbye to the broker.
+_GOODBYE = 2.0
+
+
+class Worker:
+    """Runs consumers in background threads, until :meth:`stop`. A ``with`` block starts and stops it.
+
+    ::
+
+        with fpika.worker(threads=4):
+            ...
+
+    It is made by :meth:`flask_pika.Pika.worker`, and may be started once.
+    """
+
+    def __init__(
+        self,
+        app: Flask,
+        consumers: Sequence[Consumer],
+        nodes: Sequence[Node],
+        name: str,
+        threads: int = THREADS,
+        drain_timeout: float = DRAIN_TIMEOUT,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not consumers:
+            raise SetupError("there is nothing to consume; register a consumer with @fpika.consumer")
+        self._app = app
+        self.nodes = nodes
+        self.threads = threads
+        self.drain_timeout = drain_timeout
+        self._clock = clock
+        self._pid = os.getpid()
+        self._backlog: Backlog[Unit] = Backlog()
+        self._link = Link(nodes, name, self, channels=len(consumers))
+        self._subscribers = [
+            Subscriber(
+                consumer, _bound(app, consumer), _tag(app, consumer), self._link, self._backlog, self.arm
+            )
+            for consumer in consumers
+        ]
+        self._handlers: list[threading.Thread] = []
+        self._armed_until = 0.0
+        self._ticked = clock()
+        self._draining = False
+        self._drained = threading.Event()
+        self._stopping = threading.Lock()
+        self._stopped: bool | None = None
+        self._was_connected = False
+        #: Set when the broker refused the credentials or the virtual host, before it ever let the worker in.
+        #: The worker goes on trying; who runs it may think otherwise.
+        self.refused: BrokerUnavailable | None = None
+        #: Called once, in the link's thread, when ``refused`` is set.
+        self.on_refused: Callable[[], object] = lambda: None
+
+    @property
+    def consumers(self) -> list[Consumer]:
+        """What it consumes."""
+        return [one.consumer for one in self._subscribers]
+
+    # Any thread
+
+    def start(self) -> Worker:
+        """Start the threads, which connect and consume; it does not wait for that. Connects for ever.
+
+        :raises RuntimeError: it was started before; or the system has no more threads.
+        """
+        if self._link.started:
+            raise RuntimeError("this worker was started before; make another one")
+        self._link.start()
+        self._link.call(self._tick)
+        try:
+            for number in range(self.threads):
+                thread = threading.Thread(target=self._work, name=f"flask-pika-handler-{number}", daemon=True)
+                thread.start()
+                self._handlers.append(thread)
+        except RuntimeError:
+            self.stop(0.0)
+            raise
+        return self
+
+    def stop(self, within: float | None = None) -> bool:
+        """Drain: take nothing new, give back what no handler has begun, wait for those that run, and leave.
+
+        :param within: seconds that handlers may go on. Default: the worker's ``drain_timeout``.
+        :returns: whether all of them were done. Those that were not run on, in daemon threads, and what they
+            were about comes again, to another worker.
+        :raises RuntimeError: a handler called it, which would wait for itself.
+        """
+        if self._link.is_own_thread or threading.current_thread() in self._handlers:
+            raise RuntimeError(
+                "stop() was called by a handler or a signal's receiver: it would wait for itself"
+            )
+        deadline = self._clock() + (self.drain_timeout if within is None else within)
+        with self._stopping:
+            if self._stopped is None:
+                self._stopped = self._stop(deadline)
+            return self._stopped
+
+    def _stop(self, deadline: float) -> bool:
+        if not self._link.started:
+            return True
+        self._link.call(self._drain)
+        drained = self._drained.wait(max(0.0, min(deadline - self._clock(), threading.TIMEOUT_MAX)))
+        # What was settled goes first: the goodbye follows it on the wire.
+        self._link.call(self._flush)
+        self._link.stop(_GOODBYE)
+        self._backlog.end(self._handlers)
+        if drained:
+            for thread in self._handlers:
+                thread.join(_GOODBYE)
+        else:
+            logger.warning(
+                "%d handlers were not done in time; what they were about comes again", self.running
+            )
+        return drained
+
+    def __enter__(self) -> Worker:
+        return self.start()
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> int:
+        """How many handlers run now."""
+        return self._backlog.running
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its threads do their work, or could."""
+        return self._clock() - self._ticked < _DEAD and all(thread.is_alive() for thread in self._handlers)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every consumer consumes."""
+        return self.is_live and all(one.state == "consuming" for one in self._subscribers)
+
+    def stats(self) -> list[ConsumerStats]:
+        """The numbers of each consumer at this moment: cheap, and without I/O."""
+        return [one.stats() for one in self._subscribers]
+
+    def arm(self) -> None:
+        """There is something to settle: tell the link's thread, unless it is about to look."""
+        # No lock: set before the telling, and cleared by that thread before it looks, so what is settled when
+        # this is set will be seen. Not a bool: who sets it may be interrupted before the telling.
+        now = self._clock()
+        if now >= self._armed_until:
+            self._armed_until = now + _ARMED
+            self._link.call(self._flush)
+
+    def forget(self) -> None:
+        """In a forked child: let go of the connection, which is the parent's, without a word."""
+        self._link.forget()
+
+    # The handler threads
+
+    def _work(self) -> None:
+        while (unit := self._backlog.take()) is not None:
+            try:
+                self._run(*unit)
+            except Exception:
+                logger.exception("a bug in Flask-Pika, please report it")
+            if os.getpid() != self._pid:
+                return  # a handler forked, and the child came back from it: the message is the parent's
+            self._backlog.done()
+            self.arm()
+
+    def _run(self, subscriber: Subscriber, subscription: Subscription, deliveries: list[Delivery]) -> None:
+        if not subscription.is_open:
+            return  # the broker delivers them again
+        consumer = subscriber.consumer
+        if consumer.ack == "none":
+            subscription.settle_all(deliveries, [Action.ACK] * len(deliveries))
+            self.arm()
+        began = time.perf_counter()
+        error = handle(self._app, consumer, subscriber.handler, deliveries)
+        seconds = time.perf_counter() - began
+        if os.getpid() != self._pid:
+            return
+        subscription.settle_all(deliveries, [consumer.action(delivery, error) for delivery in deliveries])
+        subscriber.note(len(deliveries), error, seconds)
+        tell(self._app, deliveries, error, seconds)
+
+    # The link's thread
+
+    def _tick(self) -> None:
+        self._ticked = self._clock()
+        self._flush()
+        self._link.call_later(_TICK, self._tick)
+
+    def _flush(self) -> None:
+        self._armed_until = 0.0
+        for one in self._subscribers:
+            one.flush()
+        if self._draining and not self._drained.is_set():
+            waits = self._backlog.running or sum(one.outstanding for one in self._subscribers)
+            if not waits:
+                self._drained.set()
+
+    def _drain(self) -> None:
+        self._draining = True
+        for one in self._subscribers:
+            one.drain()
+        self._flush()
+
+    # What the link says: see flask_pika.link.User
+
+    def link_ready(self, connection: SelectConnection) -> None:
+        """There is a connection: subscribe all."""
+        self._was_connected = True
+        watch: dict[int, Callable[[list[Arrival]], object]] = {}
+        if pika_internals.AVAILABLE:
+            pika_internals.watch_deliveries(connection, watch)
+        for one in self._subscribers:
+            one.connected(connection, watch)
+
+    def link_lost(self, error: Exception) -> None:  # noqa: ARG002, D102
+        for one in self._subscribers:
+            one.lost()
+        self._flush()
+
+    def link_failed(self, error: BrokerUnavailable) -> None:  # noqa: D102
+        refused = isinstance(error, (AuthenticationRefused, VirtualHostRefused))
+        if refused and not self._was_connected and self.refused is None:
+            self.refused = error
+            self.on_refused()
+
+    def link_ended(self) -> None:  # noqa: D102
+        for one in self._subscribers:
+            one.ended()
+
+    def link_blocked(self, blocked: bool) -> None:
+        """Nothing changes: a worker publishes nothing on its connection."""
+
+
+def _bound(app: Flask, consumer: Consumer) -> Callable[..., Any]:
+    try:
+        return bound_handler(app, consumer)
+    except RuntimeError as exc:  # Flask's own word on what to install
+        raise SetupError(f"the handler {consumer.place} is async: {exc}") from exc
+
+
+def _tag(app: Flask, consumer: Consumer) -> str:
+    """What operators see of a consumer; one on each channel, so it need not be unique."""
+    tag = f"{app.name}.{consumer.name} (pid {os.getpid()})"
+    return tag.encode()[:255].decode(errors="ignore")
