@@ -24,6 +24,7 @@ from .extension import states_of
 from .message import Message
 from .publisher import Failure
 from .state import State
+from .worker_cli import make_command
 
 pika_cli = AppGroup("pika", help="RabbitMQ: what the app has of it, and how it is.")
 
@@ -77,6 +78,9 @@ def ping_command(timeout: float) -> None:
             click.echo(f"{label}{pong.node} is {pong.product}, round trip {pong.round_trip * 1e3:.2f} ms")
     if failed:
         raise SystemExit(1)
+
+
+pika_cli.add_command(make_command(_Seconds(min=0)))
 
 
 @pika_cli.command("broker", with_appcontext=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 
+from pika import exceptions as pika_errors
 from pika import spec
 
 #: What arrived: delivery tag, redelivered, exchange, routing key, encoded properties, body.
@@ -39,18 +40,26 @@ class DeliverFrames:
 
     :param watch: by channel number, who gets that channel's deliveries, in lists.
     :param others: gets whole frames, and what is no frame.
+    :param frame_max: the size that was agreed on for frames.
     """
 
     def __init__(
-        self, watch: Mapping[int, Callable[[list[Arrival]], object]], others: Callable[[bytes], object]
+        self,
+        watch: Mapping[int, Callable[[list[Arrival]], object]],
+        others: Callable[[bytes], object],
+        frame_max: int,
     ) -> None:
         self._watch = watch
         self._others = others
+        self._frame_max = frame_max
         self._held = b""
         self._incomplete: dict[int, _Incomplete] = {}
 
     def feed(self, data: bytes) -> int:
-        """Take what came; how many bytes of it ``others`` will never see."""
+        """Take what came; how many bytes of it ``others`` will never see.
+
+        :raises Exception: of many types: it makes no sense, and the connection is of no use any more.
+        """
         if self._held:
             data, self._held = self._held + data, b""
         watch, incomplete = self._watch, self._incomplete
@@ -63,10 +72,14 @@ class DeliverFrames:
             begin = at + spec.FRAME_HEADER_SIZE
             end = begin + length
             if end >= size:
+                if end - at >= self._frame_max:  # it would be waited for, and for what follows it, too
+                    raise pika_errors.InvalidFrameError(
+                        f"a frame of {length} bytes began; {self._frame_max} were agreed on"
+                    )
                 break
             if number in watch and data[end] == spec.FRAME_END:
                 if kind == spec.FRAME_METHOD and data.startswith(_DELIVER, begin):
-                    incomplete[number] = _Incomplete(_about(data, begin + len(_DELIVER)))
+                    incomplete[number] = _Incomplete(_about(data, begin + len(_DELIVER), end))
                     ours = True
                 else:
                     ours = number in incomplete and kind in (spec.FRAME_HEADER, spec.FRAME_BODY)
@@ -100,23 +113,27 @@ class DeliverFrames:
     @staticmethod
     def _complete(one: _Incomplete, kind: int, payload: bytes) -> Arrival | None:
         """The delivery, when this was its last frame."""
+        if (kind == spec.FRAME_HEADER) is not (one.properties is None):
+            raise pika_errors.UnexpectedFrameError("a header and then bodies were expected")
         if kind == spec.FRAME_HEADER:
             _class, _weight, one.missing = _CONTENT.unpack_from(payload)
             one.properties = payload[_CONTENT.size :]
         else:
             one.pieces.append(payload)
             one.missing -= len(payload)
-        if one.missing > 0 or one.properties is None:
+        if one.missing:
+            if one.missing < 0:
+                raise pika_errors.BodyTooLongError(-one.missing, 0)
             return None
         body = one.pieces[0] if len(one.pieces) == 1 else b"".join(one.pieces)
-        return (*one.about, one.properties, body)
+        return (*one.about, one.properties or b"", body)
 
     def _hand_over(self, channel: int, arrived: list[Arrival]) -> None:
         if arrived:
             self._watch[channel](arrived)
 
 
-def _about(data: bytes, at: int) -> tuple[int, bool, str, str]:
+def _about(data: bytes, at: int, end: int) -> tuple[int, bool, str, str]:
     """Delivery tag, redelivered, exchange and routing key, of a Basic.Deliver's arguments."""
     at += 1 + data[at]  # the consumer tag: there is one consumer on a channel
     tag, redelivered, length = _TAG.unpack_from(data, at)
@@ -124,6 +141,8 @@ def _about(data: bytes, at: int) -> tuple[int, bool, str, str]:
     exchange = data[at : at + length]
     at += length + 1
     routing_key = data[at : at + data[at - 1]]
+    if at + len(routing_key) != end:
+        raise pika_errors.InvalidFrameError("a Basic.Deliver of another length than its arguments")
     # AMQP does not say what a short string's bytes are. Whatever they are, they can be shown.
     return (
         tag,

@@ -39,7 +39,6 @@ class Delivery:
 
     __slots__ = (
         "_content",
-        "_properties",
         "_settle",
         "_unsettled",
         "body",
@@ -67,8 +66,7 @@ class Delivery:
         self.exchange = exchange
         self.routing_key = routing_key
         self.body = body
-        self._content = content  # the properties, decoded only for those who look
-        self._properties: BasicProperties | None = None
+        self._content = content  # the properties
         self._settle = settle
         # Of several threads that pop it, one has it.
         self._unsettled = [True] if settle is not None else []
@@ -76,13 +74,11 @@ class Delivery:
     @property
     def properties(self) -> BasicProperties:
         """All of AMQP's properties, as pika has them."""
-        if self._properties is None:
-            content = self._content
-            if isinstance(content, bytes):
-                made: Any = BasicProperties  # pika's generated classes are not annotated
-                content = made().decode(content)
-            self._properties = content
-        return self._properties
+        if isinstance(self._content, bytes):  # now that somebody looks
+            made: Any = BasicProperties  # pika's generated classes are not annotated
+            decoded: BasicProperties = made().decode(self._content)
+            self._content = decoded
+        return self._content
 
     @property
     def headers(self) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def watch_deliveries(connection: Connection, watch: Mapping[int, Callable[[list[
     """
     hidden = _hidden(connection)
     pikas = hidden._on_data_available
-    frames = DeliverFrames(watch, pikas)
+    frames = DeliverFrames(watch, pikas, hidden.params.frame_max or 2**32)
 
     def on_data(data: bytes) -> None:
         if hidden._frame_buffer:  # in the middle of a frame that is pika's

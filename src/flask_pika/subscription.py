@@ -35,6 +35,7 @@ class Owner(Protocol):
 
     def forgotten(self, tag: int, /) -> Action:
         """Nobody has a manual delivery any more that nobody settled; how it is to be."""
+        ...
 
     def settled(self, action: Action, /) -> None:
         """A delivery was settled on the wire, and not by an ack."""

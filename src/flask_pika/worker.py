@@ -118,6 +118,11 @@ class Worker:
             raise
         return self
 
+    def drain(self) -> None:
+        """Begin to stop, and do not wait: :meth:`stop` does. Takes nothing new from now on."""
+        if self._link.started:
+            self._link.call(self._drain)
+
     def stop(self, within: float | None = None) -> bool:
         """Drain: take nothing new, give back what no handler has begun, wait for those that run, and leave.
 
@@ -139,7 +144,7 @@ class Worker:
     def _stop(self, deadline: float) -> bool:
         if not self._link.started:
             return True
-        self._link.call(self._drain)
+        self.drain()
         drained = self._drained.wait(max(0.0, min(deadline - self._clock(), threading.TIMEOUT_MAX)))
         # What was settled goes first: the goodbye follows it on the wire.
         self._link.call(self._flush)
@@ -240,6 +245,8 @@ class Worker:
                 self._drained.set()
 
     def _drain(self) -> None:
+        if self._draining:
+            return
         self._draining = True
         for one in self._subscribers:
             one.drain()
