@@ -32,7 +32,7 @@ class Backlog(Generic[U]):
         """Add units to a consumer's line."""
         with self._lock:
             line = self._lines.setdefault(consumer, collections.deque())
-            if not line:
+            if units and not line:
                 self._turns.append(line)
             line.extend(units)
         for _ in units:
