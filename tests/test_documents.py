@@ -23,7 +23,8 @@ def blocks(document: str) -> list[str]:
 def test_the_readmes_example_works_as_it_stands(
     node: RabbitMQNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, config_block, app_block, publish_block, channel_block, explicit_block, *_ = blocks("README.md")
+    _, config_block, app_block, publish_block, consumer_block, channel_block, *more = blocks("README.md")
+    explicit_block, _, testing_block = more
     config: dict[str, Any] = {}
     exec(config_block, config)
     assert config["FLASK_PIKA_PARAMS"]["host"] == "amqp.server.com"
@@ -43,6 +44,8 @@ def test_the_readmes_example_works_as_it_stands(
     exec(channel_block, names)
     assert names["body"] == b'{"id": 1}'
     exec(explicit_block, names)
+    exec(consumer_block, names)
+    exec(testing_block, names)
     with fpika.channel() as ch:
         assert ch.queue_declare("orders", passive=True).method.message_count == 1 + 1000 + 1
         ch.queue_delete("orders")
@@ -53,7 +56,10 @@ def test_the_readmes_example_works_as_it_stands(
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "docs/channels.md", "docs/publishing.md", "docs/testing.md", "docs/migrating.md"],
+    [
+        *("README.md", "docs/channels.md", "docs/publishing.md", "docs/consuming.md", "docs/testing.md"),
+        "docs/migrating.md",
+    ],
 )
 def test_every_python_block_can_be_compiled(document: str) -> None:
     assert blocks(document)
@@ -103,7 +109,9 @@ def test_the_pytest_plugin_does_nothing_until_it_is_asked(tmp_path: Path) -> Non
 
 
 def test_every_error_is_documented() -> None:
-    text = "".join((ROOT / "docs" / name).read_text() for name in ("channels.md", "publishing.md"))
+    text = "".join(
+        (ROOT / "docs" / name).read_text() for name in ("channels.md", "publishing.md", "consuming.md")
+    )
     for name in errors.__all__:
         assert f"`{name}`" in text
 
