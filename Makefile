@@ -32,12 +32,13 @@ lint:  ## ruff, mypy, and a second type checker over the public API
 	$(VENV)/bin/mypy
 	$(VENV)/bin/basedpyright
 
-bench:  ## measure pool, publisher and embedded broker beside SQLAlchemy, raw pika, a bare socket and RabbitMQ
+bench:  ## measure pool, publisher, worker and embedded broker beside what else there is
 	@scripts/ensure-rabbitmq
 	@scripts/make-venv $(PYTHON) $(VENV) bench
 	@$(VENV)/bin/python -m benchmarks.pool
 	@$(VENV)/bin/python -m benchmarks.broker
 	@$(VENV)/bin/python -m benchmarks.publishing --memory
+	@$(VENV)/bin/python -m benchmarks.consuming
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .venvs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
