@@ -1,0 +1,397 @@
+"""``flask pika worker`` as an operator meets it: banner, health, processes, reload, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+from pika.adapters.blocking_connection import BlockingChannel
+
+from flask_pika.broker import Broker
+from tests.conftest import wait_for
+from tools.rabbitmq_node import free_port
+
+APP = """
+import os, pathlib
+from flask import Flask
+from flask_pika import Pika
+
+app = Flask("shop")
+app.config.from_prefixed_env()
+fpika = Pika(app)
+
+
+@fpika.consumer("orders", prefetch=4, on_error="requeue-once")
+def handle(delivery):
+    with open(pathlib.Path(__file__).with_name("handled"), "a") as out:
+        print(os.getpid(), delivery.text, file=out)
+
+
+@fpika.consumer("audit", ack="manual")
+def audit(delivery):
+    delivery.ack()
+"""
+
+
+class Command:
+    """A ``flask pika worker`` that runs, and what it says."""
+
+    def __init__(self, place: Path, url: str, *options: str, env: dict[str, str] | None = None) -> None:
+        self.place = place
+        self._lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flask", "--app", "app", "pika", "worker", *options],
+            cwd=place,
+            env={**os.environ, "FLASK_PIKA_PARAMS": url, "PYTHONUNBUFFERED": "1", **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self._lines.extend(iter(self.process.stdout.readline, ""))
+
+    @property
+    def said(self) -> str:
+        return "".join(self._lines)
+
+    def says(self, text: str, times: int = 1) -> None:
+        wait_for(lambda: self.said.count(text) >= times, lambda: f"{text!r} in\n{self.said}")
+
+    def handled(self) -> list[list[str]]:
+        with contextlib.suppress(FileNotFoundError):
+            return [line.split() for line in (self.place / "handled").read_text().splitlines()]
+        return []
+
+    def children(self) -> set[int]:
+        return children(self.process.pid)
+
+    def ends(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        ended = [self.process.pid, *self.children()]
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pid in ended[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._reader.join(30)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+def children(pid: int) -> set[int]:
+    try:
+        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except OSError:
+        return set()
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process runs; one that is dead, and waits for a parent that does not ask, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    with Broker() as started:
+        yield started
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    return tmp_path
+
+
+@pytest.fixture
+def command(place: Path, broker: Broker) -> Iterator[Any]:
+    """Starts a worker of the app above."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: str, env: dict[str, str] | None = None) -> Command:
+            started = Command(place, broker.url, *options, env=env)
+            stack.callback(started.close)
+            return started
+
+        yield start
+
+
+@contextlib.contextmanager
+def channel(broker: Broker) -> Iterator[BlockingChannel]:
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    try:
+        yield connection.channel()
+    finally:
+        connection.close()
+
+
+def declare(broker: Broker, *names: str) -> None:
+    with channel(broker) as ch:
+        for name in names:
+            ch.queue_declare(name, durable=True)
+
+
+def publish(broker: Broker, *texts: str) -> None:
+    with channel(broker) as ch:
+        ch.confirm_delivery()
+        for text in texts:
+            ch.basic_publish("", "orders", text.encode(), mandatory=True)
+
+
+def get(url: str) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_it_says_what_it_consumes_handles_it_and_drains(command: Any, broker: Broker) -> None:
+    declare(broker, "orders", "audit")
+    worker = command("--threads=3", "--drain-timeout=7.5")
+    worker.says("a second Ctrl-C leaves at once")
+    for part in (
+        "app 'shop'",
+        f"127.0.0.1:{broker.port}",
+        "orders  app.handle, prefetch 4, on error requeue-once",
+        "audit   app.audit, prefetch 16, ack manual",
+        "threads  3; at the end they have 7.5 s",
+    ):
+        assert part in worker.said
+    assert "guest:guest" not in worker.said
+    publish(broker, "one", "two", "three")
+    wait_for(lambda: len(worker.handled()) == 3, "three handled")
+    assert worker.ends() == 0
+    assert "draining" in worker.said
+    assert "Traceback" not in worker.said
+    broker.queues["orders"].wait_for(0)
+    assert not broker.queues["orders"].unacked
+    assert not broker.connections
+
+
+def test_options_can_be_in_the_environment_and_queues_be_named(command: Any, broker: Broker) -> None:
+    declare(broker, "orders", "audit")
+    worker = command("audit", env={"FLASK_PIKA_WORKER_THREADS": "2"})
+    worker.says("threads  2;")
+    wait_for(lambda: broker.queues["audit"].consumers, "a consumer of audit")
+    assert "orders" not in worker.said
+    assert not broker.queues["orders"].consumers
+    assert worker.ends(signal.SIGINT) == 0
+
+
+def test_it_is_ready_while_every_consumer_consumes_and_not_before(command: Any, broker: Broker) -> None:
+    declare(broker, "orders")
+    port = free_port()
+    worker = command(f"--health-port={port}")
+    worker.says("does not consume queue 'audit'")
+    base = f"http://127.0.0.1:{port}"
+    assert f"{base}/live" in worker.said
+    assert get(f"{base}/live")[0] == 200
+    status, told = get(f"{base}/ready")
+    assert status == 503
+    assert not told["ready"]
+    states = {one["queue"]: one for one in told["consumers"]}
+    assert "404" in states["audit"]["error"]
+    declare(broker, "audit")
+    wait_for(lambda: get(f"{base}/ready")[0] == 200, "it is ready")
+    assert {one["state"] for one in get(f"{base}/ready")[1]["consumers"]} == {"consuming"}
+    broker.refuse()
+    broker.drop_connections()
+    wait_for(lambda: get(f"{base}/ready")[0] == 503, "it is not ready any more")
+    assert get(f"{base}/live")[0] == 200
+    broker.accept()
+    wait_for(lambda: get(f"{base}/ready")[0] == 200, "it is ready again")
+    assert get(f"{base}/else")[0] == 404
+    assert worker.ends() == 0
+
+
+def test_garbage_on_the_health_port_is_nobodys_incident(command: Any, broker: Broker) -> None:
+    declare(broker, "orders", "audit")
+    port = free_port()
+    worker = command(f"--health-port={port}", "--processes=2")
+    worker.says("Ctrl-C")
+    wait_for(lambda: get(f"http://127.0.0.1:{port}/ready")[0] == 200, "it is ready")
+    for garbage in (b"", b"\x00" * 1000, b"GET", b"AMQP\x00\x00\x09\x01"):
+        with socket.create_connection(("127.0.0.1", port), 30) as peer:
+            peer.sendall(garbage)
+    with socket.create_connection(("127.0.0.1", port), 30) as silent:
+        assert silent.recv(1) == b"", "who says nothing is hung up on"
+    assert get(f"http://127.0.0.1:{port}/ready")[0] == 200
+    assert worker.ends() == 0
+    assert "Traceback" not in worker.said
+
+
+def test_a_process_that_ends_is_replaced_and_its_message_comes_again(command: Any, broker: Broker) -> None:
+    declare(broker, "orders", "audit")
+    port = free_port()
+    worker = command("--processes=2", f"--health-port={port}")
+    ready = f"http://127.0.0.1:{port}/ready"
+    wait_for(lambda: len(worker.children()) == 2, "two children")
+    wait_for(lambda: get(ready)[0] == 200, "both are ready")
+    assert len(get(ready)[1]["consumers"]) == 4
+    first = worker.children()
+    os.kill(min(first), signal.SIGKILL)
+    worker.says(f"worker process {min(first)} ended: SIGKILL; another one starts in")
+    wait_for(lambda: len(worker.children() - first) == 1, "another child")
+    wait_for(lambda: get(ready)[0] == 200, "both are ready again")
+    publish(broker, *(f"{n}" for n in range(20)))
+    wait_for(lambda: len(worker.handled()) == 20, "all are handled")
+    assert {int(pid) for pid, _ in worker.handled()} <= worker.children()
+    left = worker.children()
+    assert worker.ends() == 0
+    assert not [pid for pid in left if is_there(pid)]
+    assert not broker.connections
+
+
+def test_a_process_that_is_stuck_is_told_to_be_not_live(command: Any, broker: Broker) -> None:
+    declare(broker, "orders", "audit")
+    port = free_port()
+    worker = command("--processes=2", f"--health-port={port}")
+    ready, live = (f"http://127.0.0.1:{port}/{what}" for what in ("ready", "live"))
+    worker.says("Ctrl-C")
+    wait_for(lambda: get(ready)[0] == 200, "both are ready")
+    stuck = min(worker.children())
+    os.kill(stuck, signal.SIGSTOP)
+    assert get(live)[0] == 503
+    assert get(ready)[0] == 503
+    os.kill(stuck, signal.SIGCONT)
+    wait_for(lambda: get(live)[0] == 200 and get(ready)[0] == 200, "it is live again")
+    assert worker.ends() == 0
+
+
+def test_when_the_parent_is_killed_the_children_drain(command: Any, broker: Broker) -> None:
+    declare(broker, "orders", "audit")
+    worker = command("--processes=2")
+    wait_for(lambda: len(broker.connections) == 2, "both are connected")
+    left = worker.children()
+    worker.process.kill()
+    wait_for(lambda: not [pid for pid in left if is_there(pid)], "nobody is left")
+    wait_for(lambda: not broker.connections, "they have said goodbye")
+
+
+def test_what_would_fail_in_every_process_ends_them_all(place: Path, broker: Broker) -> None:
+    worker = Command(place, broker.url.replace("guest:guest", "guest:wr0ng"), "--processes=3")
+    try:
+        assert worker.process.wait(60) == 5
+        assert "user name or password refused" in worker.said
+        assert "wr0ng" not in worker.said
+        assert "another one starts" not in worker.said
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "code", "said"),
+    [
+        ("from flask import Flask\napp = Flask('shop')", [], 2, "no Pika object"),
+        (
+            APP.replace("fpika = Pika", "app.config['FLASK_PIKA_PARAMS'] = 7\nfpika = Pika"),
+            [],
+            2,
+            "PIKA_PARAMS",
+        ),
+        (APP.replace("prefetch=4", "prefetch=0"), [], 2, "prefetch is 0; expected a number from 1 to 65535"),
+        (APP.replace('"audit"', '"orders"'), [], 2, "two consumers, app.handle and app.audit"),
+        (APP, ["order"], 4, "queue 'order' has no consumer; did you mean 'orders'?"),
+        (APP.partition("@fpika")[0], [], 4, "no consumers"),
+        (APP, ["--threads=0"], 2, "--threads"),
+        (APP, ["--drain-timeout=nan"], 2, "--drain-timeout"),
+        (APP, ["--processes=2", "--reload"], 2, "--reload"),
+        (APP, ["--health-port=1", "--health-host=192.0.2.1"], 2, "cannot listen on 192.0.2.1:1"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line_with_its_exit_code(
+    tmp_path: Path, broker: Broker, source: str, options: list[str], code: int, said: str
+) -> None:
+    (tmp_path / "app.py").write_text(source)
+    worker = Command(tmp_path, broker.url, *options)
+    try:
+        assert worker.process.wait(60) == code, worker.said
+        worker.says(said)
+        assert "Traceback" not in worker.said
+    finally:
+        worker.close()
+
+
+def test_a_health_port_that_is_taken_is_named(command: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        worker = command(f"--health-port={port}")
+        assert worker.process.wait(60) == 2
+        worker.says(f"cannot listen on 127.0.0.1:{port}")
+
+
+def test_the_broker_may_come_later(place: Path) -> None:
+    port = free_port()
+    worker = Command(place, f"amqp://guest:guest@127.0.0.1:{port}/%2F")
+    try:
+        worker.says("RabbitMQ is unavailable")
+        with Broker(port=port) as broker:
+            declare(broker, "orders", "audit")
+            publish(broker, "late")
+            wait_for(lambda: worker.handled(), "it is handled")
+            assert worker.ends() == 0
+        assert worker.said.count("RabbitMQ is unavailable") == 1, "once, however often it tries"
+    finally:
+        worker.close()
+
+
+def test_reload_begins_anew_when_a_file_changes_also_one_that_was_wrong(
+    command: Any, broker: Broker, place: Path
+) -> None:
+    declare(broker, "orders", "audit", "more")
+    worker = command("--reload")
+    wait_for(lambda: broker.queues["orders"].consumers, "it consumes")
+    app = place / "app.py"
+    os.utime(app, (1, 1))  # so that whatever comes is a change, on a clock of seconds too
+    app.write_text(APP + "\nthis is no Python\n")
+    worker.says("SyntaxError")
+    wait_for(lambda: not broker.queues["orders"].consumers, "it does not consume")
+    app.write_text(APP.replace('"audit"', '"more"'))
+    wait_for(lambda: broker.queues["more"].consumers, "it consumes what it says now")
+    assert worker.ends(signal.SIGINT) == 0
+    worker._reader.join(30)
+
+
+def test_a_log_that_the_app_configures_is_left_as_it_is(tmp_path: Path, broker: Broker) -> None:
+    declare(broker, "orders", "audit")
+    configured = APP.replace(
+        "app = Flask",
+        "import logging\nfrom flask_pika import DeliveryFilter\n"
+        "log = logging.StreamHandler()\nlog.addFilter(DeliveryFilter())\n"
+        "log.setFormatter(logging.Formatter('MINE %(queue)s %(message_id)s: %(message)s'))\n"
+        "logging.basicConfig(level='INFO', handlers=[log])\napp = Flask",
+    ).replace("    with open", "    app.logger.warning('hello')\n    with open")
+    (tmp_path / "app.py").write_text(configured)
+    worker = Command(tmp_path, broker.url)
+    try:
+        publish(broker, "one")
+        worker.says("MINE orders -: hello")
+        assert worker.ends() == 0
+        worker.says("MINE - -: SIGTERM: draining")
+    finally:
+        worker.close()
