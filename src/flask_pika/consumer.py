@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeGuard
 from flask import Blueprint, Flask
 
 from .delivery import Action, Delivery
-from .errors import Reject, Requeue, SetupError
-from .message import SHORT
+from .errors import InvalidMessage, Reject, Requeue, SetupError
+from .message import SHORT, check_table
 from .params import is_finite, nearest, type_of
 
 Ack = Literal["auto", "manual", "none"]
@@ -89,17 +89,13 @@ def make_consumer(
 
     :raises SetupError: names what is wrong, and what is expected.
     """
-    if not isinstance(queue, str) or not 0 < len(queue.encode(errors="replace")) <= SHORT:
-        raise SetupError(
-            f"a consumer's queue is {queue!r}; expected the name of a queue, of up to {SHORT} bytes;"
-            ' @consumer needs one: @fpika.consumer("orders")'
-        )
+    queue = check_queue(queue)
     where = f"the consumer of queue {queue!r}"
     if not callable(handler) or inspect.isclass(handler):
         raise SetupError(f"{where}: the handler is {type_of(handler)}; expected a function of one delivery")
     _check_parameters(where, handler, batch)
     if prefetch is None:
-        prefetch = max(PREFETCH, batch) if isinstance(batch, int) else PREFETCH
+        prefetch = min(max(PREFETCH, batch), _MOST) if isinstance(batch, int) else PREFETCH
     if not _whole(prefetch, _MOST):
         raise SetupError(f"{where}: prefetch is {prefetch!r}; expected a number from 1 to {_MOST}")
     if batch is not None and not _whole(batch, prefetch):
@@ -114,11 +110,13 @@ def make_consumer(
         ("on_error", on_error, ("reject", "requeue-once")),
         ("exclusive", exclusive, (True, False)),
     ):
-        if value not in good or isinstance(value, int) is not isinstance(good[0], bool):
+        if value not in good or isinstance(value, bool) is not isinstance(good[0], bool):
             expected = " or ".join(map(repr, good))
             raise SetupError(f"{where}: {name} is {value!r}; expected {expected}")
-    if arguments is not None and not isinstance(arguments, Mapping):
-        raise SetupError(f"{where}: arguments is {type_of(arguments)}; expected a dict")
+    try:
+        arguments = {} if arguments is None else check_table("arguments", arguments)
+    except InvalidMessage as exc:
+        raise SetupError(f"{where}: {exc}") from exc
     if blueprint is not None and not isinstance(blueprint, Blueprint):
         raise SetupError(f"{where}: blueprint is {type_of(blueprint)}; expected a flask.Blueprint")
     return Consumer(
@@ -130,9 +128,23 @@ def make_consumer(
         batch,
         float(batch_wait),  # type: ignore[arg-type]
         exclusive,  # type: ignore[arg-type]
-        dict(arguments or {}),
+        arguments,
         blueprint,
     )
+
+
+def check_queue(queue: object) -> str:
+    """A queue's name, as it can be sent.
+
+    :raises SetupError: it is none.
+    """
+    good = isinstance(queue, str) and 0 < len(queue.encode(errors="surrogatepass")) <= SHORT
+    if not good or any("\ud800" <= letter <= "\udfff" for letter in str(queue)):
+        raise SetupError(
+            f"a consumer's queue is {queue!r}; expected the name of a queue, of up to {SHORT} bytes;"
+            ' @consumer needs one: @fpika.consumer("orders")'
+        )
+    return str(queue)
 
 
 def _whole(value: object, most: int) -> TypeGuard[int]:

@@ -166,7 +166,7 @@ def _checked(name: str, value: Any) -> Any:
     if name in _TEXT:
         return _check_text(name, value)
     if name == "headers":
-        return _check_headers(value)
+        return check_table("headers", value)
     if name == "timestamp":
         return _timestamp(value)
     if name == "expiration":
@@ -195,16 +195,20 @@ def _check_text(name: str, value: object) -> str:
     return value
 
 
-def _check_headers(value: object) -> dict[str, Any]:
+def check_table(table: str, value: object) -> dict[str, Any]:
+    """A copy of what AMQP is to carry as a table.
+
+    :raises InvalidMessage: it cannot; names the key.
+    """
     if not isinstance(value, Mapping):
-        raise InvalidMessage(f"headers is {type_of(value)}; expected a dict")
+        raise InvalidMessage(f"{table} is {type_of(value)}; expected a dict")
     for name, header in value.items():
-        _check_text(f"headers: the key {_shown(name)}"[:80], name)
+        _check_text(f"{table}: the key {_shown(name)}"[:80], name)
         try:
             pika_data.encode_table([], {name: header})
         except Exception:  # of many types, and with the value in its message
             raise InvalidMessage(
-                f"headers[{name!r}] is {type_of(header)} that cannot be sent; expected what pika has a type"
+                f"{table}[{name!r}] is {type_of(header)} that cannot be sent; expected what pika has a type"
                 " for: text, bytes, whole numbers of 64 bits, Decimal, bool, None, datetime, and lists and"
                 " dicts of these"
             ) from None

@@ -169,6 +169,7 @@ class Subscriber:
         if subscription is not self._subscription:
             return
         self._forget_subscription()
+        self._link.works()  # the broker answers
         if not self._draining:
             code, text = getattr(error, "reply_code", 0), getattr(error, "reply_text", str(error))
             self._failed_with(f"{code} {text}")

@@ -70,7 +70,6 @@ class Subscription:
         self._channel: Any = None
         #: Whether what it delivered can be settled. Read by any thread.
         self.is_open = True
-        self._outstanding = 0
         self._settlements = Settlements()
         # Filled by any thread, emptied by the link's; a deque's methods are atomic.
         self._settled: collections.deque[tuple[int, Action]] = collections.deque()
@@ -80,7 +79,7 @@ class Subscription:
     @property
     def outstanding(self) -> int:
         """How many deliveries are not settled on the wire."""
-        return self._outstanding if self.is_open else 0
+        return len(self._settlements) if self.is_open else 0
 
     # Any thread
 
@@ -158,7 +157,8 @@ class Subscription:
         self._take([self._make(*arrival) for arrival in arrivals])
 
     def _take(self, deliveries: list[Delivery]) -> None:
-        self._outstanding += len(deliveries)
+        for delivery in deliveries:
+            self._settlements.arrived(delivery.delivery_tag)
         self._owner.arrived(self, deliveries)
 
     @functools.cached_property
@@ -179,25 +179,25 @@ class Subscription:
         if not self._settled:
             return
         acked: list[int] = []
-        otherwise: list[tuple[int, Action]] = []
+        otherwise: dict[int, Action] = {}
         # Not "while self._settled": other threads may fill it as quickly as this empties it.
         for _ in range(len(self._settled)):
             tag, action = self._settled.popleft()
             if action is Action.ACK:
                 acked.append(tag)
-            else:
-                otherwise.append((tag, action))
+            elif self._settlements.knows(tag):
+                otherwise[tag] = action
         if not self._can_be_written_to:
             return
-        self._outstanding -= len(acked) + len(otherwise)
-        for _, action in otherwise:
+        for action in otherwise.values():
             self._owner.settled(action)
-        up_to, singles = self._settlements.settle(acked, (tag for tag, _ in otherwise))
-        methods = [_method(tag, action) for tag, action in otherwise]
+        up_to, singles = self._settlements.settle(acked, otherwise)
+        methods = [_method(tag, action) for tag, action in otherwise.items()]
         if up_to:
             methods.append(_basic.Ack(up_to, multiple=True))
         methods += [_basic.Ack(tag) for tag in singles]
-        self._send(methods)
+        if methods:
+            self._send(methods)
 
     def _send(self, methods: list[Any]) -> None:
         channel = self._channel
