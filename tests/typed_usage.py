@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from typing import Any
+
 from flask import Flask
 from typing_extensions import assert_type
 
-from flask_pika import Pika, PooledChannel, Stats
+from flask_pika import ConsumerStats, Delivery, Outcome, Pika, PooledChannel, Reject, Stats, Worker
 
 
 def use(app: Flask) -> None:
@@ -23,3 +26,23 @@ def use(app: Flask) -> None:
     assert_type(fpika.stats(), Stats)
     assert_type(fpika.stats().in_use, int)
     fpika.close()
+
+
+def consume(fpika: Pika) -> None:
+    @fpika.consumer("orders", prefetch=16, on_error="requeue-once")
+    def handle(delivery: Delivery) -> None:
+        if delivery.message_id is None:
+            raise Reject("without an id")
+
+    @fpika.consumer("clicks", batch=100)
+    async def store(deliveries: list[Delivery]) -> int:
+        return len(deliveries)
+
+    # The function stays what it was.
+    same: Callable[[list[Delivery]], Coroutine[Any, Any, int]] = store
+    assert same
+    assert_type(fpika.run_consumer(handle, {"id": 1}, headers={"tenant": "a"}), Outcome)
+    with fpika.worker("orders", threads=2) as worker:
+        assert_type(worker, Worker)
+    assert_type(worker.stop(), bool)
+    assert_type(fpika.stats().consumers, tuple[ConsumerStats, ...])
