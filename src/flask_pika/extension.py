@@ -12,7 +12,7 @@ from flask import Blueprint, Flask, current_app, has_app_context
 from pika import BasicProperties
 
 from .config import DEFAULT_PREFIX, read_settings
-from .consumer import Ack, OnError, Registry, choose, make_consumer
+from .consumer import Ack, OnError, Registry, check_queue, choose, make_consumer
 from .errors import ForeignChannel, InvalidMessage, SetupError
 from .handling import Outcome
 from .lease import PooledChannel
@@ -232,6 +232,7 @@ class Pika:
         :param blueprint: only apps that have this blueprint registered consume it.
         :raises SetupError: a value is wrong, or the queue has another consumer.
         """
+        check_queue(queue)  # now: without parentheses, it is the handler, and nobody would register it
 
         def register(handler: H) -> H:
             self._registry.add(
@@ -292,12 +293,13 @@ class Pika:
         app = self._app()
         consumer = self._registry.find(handler)
         bodies = body if consumer.batch is not None and isinstance(body, (list, tuple)) else [body]
-        messages = [
-            _message(
-                one, exchange, consumer.queue if routing_key is None else routing_key, True, properties, named
-            )
-            for one in bodies
-        ]
+        if not bodies:
+            raise InvalidMessage("a batch has one message or more")
+        messages = []
+        for one in bodies:
+            default = "" if isinstance(one, Message) else consumer.queue
+            key = default if routing_key is None else routing_key
+            messages.append(_message(one, exchange, key, True, properties, named))
         return rehearse(app, consumer, messages, redelivered)
 
     def record_messages(self) -> AbstractContextManager[list[Message]]:

@@ -14,7 +14,7 @@ from flask import Flask
 from . import signals
 from .consumer import Consumer
 from .delivery import Action, Delivery
-from .errors import Reject, Requeue
+from .errors import Reject, Requeue, SetupError
 
 logger = logging.getLogger("flask_pika.consumer")
 
@@ -52,9 +52,12 @@ class Outcome:
 def bound_handler(app: Flask, consumer: Consumer) -> Callable[..., Any]:
     """The handler as the app calls it: one that is async, in an event loop of its own.
 
-    :raises RuntimeError: it is async, and Flask's ``async`` extra is not installed.
+    :raises SetupError: it is async, and Flask's ``async`` extra is not installed.
     """
-    bound: Callable[..., Any] = app.ensure_sync(consumer.handler)
+    try:
+        bound: Callable[..., Any] = app.ensure_sync(consumer.handler)
+    except RuntimeError as exc:  # Flask's own word on what to install
+        raise SetupError(f"the handler {consumer.place} is async: {exc}") from exc
     return bound
 
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
 
 from flask import Flask
 from pika.adapters.select_connection import SelectConnection
@@ -22,6 +21,7 @@ from .errors import AuthenticationRefused, BrokerUnavailable, SetupError, Virtua
 from .handling import bound_handler, handle, tell
 from .link import Link
 from .nodes import Node
+from .params import is_finite
 from .subscriber import ConsumerStats, Subscriber, Unit
 from .subscription import Subscription
 
@@ -64,6 +64,10 @@ class Worker:
     ) -> None:
         if not consumers:
             raise SetupError("there is nothing to consume; register a consumer with @fpika.consumer")
+        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+            raise ValueError(f"threads is {threads!r}; expected a number, 1 or more")
+        if not is_finite(drain_timeout) or drain_timeout < 0:
+            raise ValueError(f"drain_timeout is {drain_timeout!r}; expected seconds, 0 or more")
         self._app = app
         self.nodes = nodes
         self.threads = threads
@@ -74,7 +78,12 @@ class Worker:
         self._link = Link(nodes, name, self, channels=len(consumers))
         self._subscribers = [
             Subscriber(
-                consumer, _bound(app, consumer), _tag(app, consumer), self._link, self._backlog, self.arm
+                consumer,
+                bound_handler(app, consumer),
+                _tag(app, consumer),
+                self._link,
+                self._backlog,
+                self.arm,
             )
             for consumer in consumers
         ]
@@ -280,13 +289,6 @@ class Worker:
 
     def link_blocked(self, blocked: bool) -> None:
         """Nothing changes: a worker publishes nothing on its connection."""
-
-
-def _bound(app: Flask, consumer: Consumer) -> Callable[..., Any]:
-    try:
-        return bound_handler(app, consumer)
-    except RuntimeError as exc:  # Flask's own word on what to install
-        raise SetupError(f"the handler {consumer.place} is async: {exc}") from exc
 
 
 def _tag(app: Flask, consumer: Consumer) -> str:
