@@ -40,7 +40,7 @@ def consume(fpika: Pika) -> None:
 
     # The function stays what it was.
     same: Callable[[list[Delivery]], Coroutine[Any, Any, int]] = store
-    assert same
+    assert_type(same([]), Coroutine[Any, Any, int])
     assert_type(fpika.run_consumer(handle, {"id": 1}, headers={"tenant": "a"}), Outcome)
     with fpika.worker("orders", threads=2) as worker:
         assert_type(worker, Worker)
