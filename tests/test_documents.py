@@ -90,6 +90,73 @@ def test_the_small_app_of_the_testing_page_and_its_tests_work_as_they_stand(tmp_
     assert "4 passed" in done.stdout
 
 
+#: What the consuming page leaves to its reader.
+SHOP = """
+import concurrent.futures
+from types import SimpleNamespace
+
+from flask import Flask
+from flask_pika import Pika, Reject
+
+fpika = Pika()
+written = []
+write = written.append
+executor = concurrent.futures.ThreadPoolExecutor(1)
+Click, insert = "clicks", str
+db = SimpleNamespace(session=SimpleNamespace(execute=lambda *what: written.append(what), commit=lambda: None))
+
+
+def create_app(url=None):
+    app = Flask("shop")
+    app.config["FLASK_PIKA_PARAMS"] = url
+    fpika.init_app(app)
+    if url is not None:
+        with app.app_context(), fpika.channel() as ch:
+            ch.queue_declare("orders", durable=True)
+    return app
+
+
+"""
+TESTS_OF_THE_SHOP = """
+import pytest
+from shop import audit, create_app, executor, fpika, handle, store, written
+
+
+@pytest.fixture
+def app():
+    app = create_app()
+    with app.app_context():
+        yield app
+
+
+def test_the_other_handlers(app):
+    assert fpika.run_consumer(store, [{"n": 1}, {"n": 2}]).acked
+    assert written.pop() == ("clicks", [{"n": 1}, {"n": 2}])
+    fpika.run_consumer(audit, b"a line")
+    executor.shutdown()
+    assert written.pop() == b"a line"
+
+
+"""
+
+
+def test_the_consuming_pages_examples_work_as_they_stand(tmp_path: Path) -> None:
+    handler, manual, batch, log, test, test_with_broker, *_ = blocks("docs/consuming.md")
+    handler += '    if order["item"] is None:\n        raise Reject("no item")\n'
+    (tmp_path / "shop.py").write_text("\n\n".join([SHOP, handler, manual, batch]))
+    (tmp_path / "test_shop.py").write_text("\n\n".join([log, TESTS_OF_THE_SHOP, test, test_with_broker]))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+
+
 def test_the_pytest_plugin_does_nothing_until_it_is_asked(tmp_path: Path) -> None:
     (tmp_path / "test_nothing.py").write_text(
         "import sys\n\n\ndef test_nothing(pytestconfig):\n"
