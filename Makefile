@@ -17,11 +17,13 @@ demo:  ## see a Flask app publish and get messages; BROKER=rabbitmq or BROKER=am
 
 test:  ## run all tests, on every Python 3.10 or newer that the machine has
 	@scripts/ensure-rabbitmq || true
+	@scripts/ensure-chromium || true
 	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)' here: install Python 3.10 or newer"; exit 1; }
 	@$(PYTHON) tools/test_all.py
 
 test-quick:  ## run all tests on one Python
 	@scripts/ensure-rabbitmq || true
+	@scripts/ensure-chromium || true
 	@scripts/make-venv $(PYTHON) $(VENV) test
 	@$(VENV)/bin/python -m pytest
 

@@ -15,12 +15,14 @@ from flask import Flask
 
 from flask_pika import Pika, pika_internals
 from flask_pika.state import all_states
+from tools import browser
 from tools.embedded_node import EmbeddedNode
 from tools.rabbitmq_node import RabbitMQNode, programs
 
 #: A broker that neither dies nor is configured: a real one, or the embedded one.
 Node = RabbitMQNode | EmbeddedNode
 LOUD = "RabbitMQ is not installed: THE TESTS THAT NEED IT WERE SKIPPED. Run scripts/ensure-rabbitmq"
+LOUD_BROWSER = "Chromium is not installed: THE TESTS IN A BROWSER WERE SKIPPED. Run scripts/ensure-chromium"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.broker)
             if programs() is None and not os.environ.get("CI"):
                 item.add_marker(pytest.mark.skip(reason=LOUD))
+        if item.get_closest_marker("browser") and browser.programs() is None and not os.environ.get("CI"):
+            item.add_marker(pytest.mark.skip(reason=LOUD_BROWSER))
 
 
 def pytest_collection_finish() -> None:
@@ -55,6 +59,8 @@ def pytest_collection_finish() -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if programs() is None:
         terminalreporter.write_sep("!", LOUD, red=True, bold=True)
+    if any(LOUD_BROWSER in str(report.longrepr) for report in terminalreporter.getreports("skipped")):
+        terminalreporter.write_sep("!", LOUD_BROWSER, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,10 @@
 Needs nothing but the standard library. Which Pythons: those that answer to ``python3.10``, ``python3.11`` and
 so on, and those that pyenv has. ``PYTHONS="python3.12 python3.13"`` in the environment names them instead.
 
-On the newest one, tests of everyday use run on RabbitMQ, and the embedded broker's contract on both. On the
-others, these are on the embedded broker. Tests of processes and forks are on RabbitMQ everywhere, and those
-of outages, which mostly wait for RabbitMQ to start, on the oldest and the newest.
+On the newest one, tests of everyday use run on RabbitMQ, the embedded broker's contract on both, and tests of
+pages in a browser. On the others, the first two are on the embedded broker, and the last are left out. Tests
+of processes and forks are on RabbitMQ everywhere, and those of outages, which mostly wait for RabbitMQ to
+start, on the oldest and the newest.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _OUTAGES = ("tests/test_outage.py", "tests/test_publisher_outage.py")
 
 def arguments_for(version: str, versions: list[str]) -> list[str]:
     """What pytest is told, after which comes what this program was told."""
-    arguments = [] if version == versions[-1] else ["--everyday=embedded"]
+    arguments = [] if version == versions[-1] else ["--everyday=embedded", "-m", "not browser"]
     if version not in (versions[0], versions[-1]):
         arguments += [f"--ignore={path}" for path in _OUTAGES]
     return [*arguments, *sys.argv[1:]]
