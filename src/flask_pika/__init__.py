@@ -24,9 +24,13 @@ from .errors import (
     PublishUnknown,
     Reject,
     Requeue,
+    RetryLater,
     SettlementError,
     SetupError,
     TLSRefused,
+    TopologyError,
+    TopologyMismatch,
+    UndecodableMessage,
     Unroutable,
     VirtualHostRefused,
 )
@@ -37,13 +41,16 @@ from .message import Message
 from .outbox import PublisherStats
 from .pool import PoolStats
 from .publisher import Failure, PublishReport
+from .retry import Retry
 from .state import Stats
 from .subscriber import ConsumerStats
+from .topology import Binding, Exchange, Queue
 from .worker import Worker
 
 __all__ = [
     "Action",
     "AuthenticationRefused",
+    "Binding",
     "BrokerBlocked",
     "BrokerRefused",
     "BrokerUnavailable",
@@ -52,6 +59,7 @@ __all__ = [
     "ConsumerStats",
     "Delivery",
     "DeliveryFilter",
+    "Exchange",
     "Failure",
     "FlaskPikaError",
     "ForeignChannel",
@@ -73,12 +81,18 @@ __all__ = [
     "PublisherClosed",
     "PublisherFull",
     "PublisherStats",
+    "Queue",
     "Reject",
     "Requeue",
+    "Retry",
+    "RetryLater",
     "SettlementError",
     "SetupError",
     "Stats",
     "TLSRefused",
+    "TopologyError",
+    "TopologyMismatch",
+    "UndecodableMessage",
     "Unroutable",
     "VirtualHostRefused",
     "Worker",

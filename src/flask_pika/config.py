@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from .errors import ConfigError
 from .nodes import Node
@@ -15,7 +15,8 @@ from .params import check_keys, is_finite, parse_nodes, type_of
 DEFAULT_PREFIX = "FLASK_PIKA"
 #: Seconds that a goodbye to the broker may take. A peer that does not answer is left without one.
 GOODBYE = 1.0
-_NAMES = {"PARAMS", "POOL_PARAMS", "PUBLISHER_PARAMS"}
+_NAMES = {"PARAMS", "POOL_PARAMS", "PUBLISHER_PARAMS", "DECLARE"}
+Declare = Literal["auto", "check", "never"]
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,26 @@ class Settings:
     nodes: tuple[Node, ...]
     pool: PoolSettings
     publisher: PublisherSettings = PublisherSettings()
+    #: What is done with registered exchanges and queues: declared, only looked for, or nothing.
+    declare: Declare = "auto"
 
 
 def read_settings(config: Mapping[str, Any], prefix: str) -> Settings:
-    """Read ``<prefix>_PARAMS``, ``_POOL_PARAMS`` and ``_PUBLISHER_PARAMS``; ``config`` is left as it is.
+    """Read ``<prefix>_PARAMS``, ``_POOL_PARAMS``, ``_PUBLISHER_PARAMS`` and ``_DECLARE``; ``config`` stays.
 
     :raises ConfigError: names the key, what was expected, and the nearest key that exists.
     """
     params_key, params = _look_up(config, prefix, "PARAMS")
     pool_key, pool_params = _look_up(config, prefix, "POOL_PARAMS")
     publisher_key, publisher_params = _look_up(config, prefix, "PUBLISHER_PARAMS")
+    declare_key, declare = _look_up(config, prefix, "DECLARE")
+    if declare not in (None, "auto", "check", "never"):
+        raise ConfigError(f"{declare_key} is {declare!r}; expected 'auto', 'check' or 'never'")
     return Settings(
         nodes=parse_nodes(params, params_key),
         pool=_pool_settings(pool_params, pool_key),
         publisher=_publisher_settings(publisher_params, publisher_key),
+        declare=declare or "auto",
     )
 
 

@@ -13,6 +13,8 @@ from .delivery import Action, Delivery
 from .errors import InvalidMessage, Reject, Requeue, SetupError
 from .message import SHORT, check_table
 from .params import is_finite, nearest, type_of
+from .retry import Decision, Retry, check_names, decide
+from .topology import Queue
 
 Ack = Literal["auto", "manual", "none"]
 OnError = Literal["reject", "requeue-once"]
@@ -36,6 +38,7 @@ class Consumer:
     exclusive: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     blueprint: Blueprint | None = None
+    retry: Retry | None = None
 
     @property
     def name(self) -> str:
@@ -57,8 +60,14 @@ class Consumer:
         """Whether this app consumes it: one of a blueprint, where that is registered."""
         return self.blueprint is None or self.blueprint in app.blueprints.values()
 
-    def action(self, delivery: Delivery, error: BaseException | None) -> Action | None:
-        """How to settle a delivery whose handler has returned, or raised; None: the handler sees to it."""
+    def decide(self, delivery: Delivery, error: BaseException | None, has_dead_letters: bool) -> Decision:
+        """What becomes of a delivery whose handler has returned, or raised. Once for each.
+
+        :param has_dead_letters: whether there is a ``<queue>.dead`` for it.
+        """
+        return decide(self.retry, has_dead_letters, self._action(delivery, error), delivery, error)
+
+    def _action(self, delivery: Delivery, error: BaseException | None) -> Action | None:
         if self.ack == "none":
             return None
         if self.ack == "manual" and (error is None or not delivery.take()):
@@ -84,6 +93,7 @@ def make_consumer(
     exclusive: object,
     arguments: object,
     blueprint: object,
+    retry: object,
 ) -> Consumer:
     """A consumer of what a user wrote.
 
@@ -119,6 +129,12 @@ def make_consumer(
         raise SetupError(f"{where}: {exc}") from exc
     if blueprint is not None and not isinstance(blueprint, Blueprint):
         raise SetupError(f"{where}: blueprint is {type_of(blueprint)}; expected a flask.Blueprint")
+    if retry is not None:
+        if not isinstance(retry, Retry):
+            raise SetupError(f"{where}: retry is {type_of(retry)}; expected flask_pika.Retry(...)")
+        if ack == "none":
+            raise SetupError(f"{where}: with ack='none' it is acked before it fails; leave retry out")
+        check_names(queue, retry)
     return Consumer(
         queue,
         handler,
@@ -130,14 +146,17 @@ def make_consumer(
         exclusive,  # type: ignore[arg-type]
         arguments,
         blueprint,
+        retry,
     )
 
 
 def check_queue(queue: object) -> str:
-    """A queue's name, as it can be sent.
+    """A queue's name, as it can be sent; of one that is registered, too.
 
     :raises SetupError: it is none.
     """
+    if isinstance(queue, Queue):
+        return queue.name
     good = isinstance(queue, str) and 0 < len(queue.encode(errors="surrogatepass")) <= SHORT
     if not good or any("\ud800" <= letter <= "\udfff" for letter in str(queue)):
         raise SetupError(

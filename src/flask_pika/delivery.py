@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 from flask import current_app, has_app_context
 from pika.spec import BasicProperties
 
-from .errors import SettlementError
+from .errors import SettlementError, UndecodableMessage
 
 
 class Action(enum.Enum):
@@ -19,8 +20,14 @@ class Action(enum.Enum):
     ACK = "acked"  #: Basic.Ack: it is done
     REJECT = "rejected"  #: Basic.Reject: to the queue's dead-letter exchange, if it has one
     REQUEUE = "requeued"  #: Basic.Reject with requeue: an attempt, to a quorum queue's delivery limit
+    RETRY = "retried"  #: Basic.Ack, when a copy waits for the next attempt
+    DEAD = "dead-lettered"  #: Basic.Ack, when a copy is among the dead letters
     GIVE_BACK = "given back"  #: Basic.Nack with requeue: to RabbitMQ 4, not an attempt
 
+
+#: What the names of headers about a failure begin with: see :mod:`flask_pika.failures`.
+FAILURE = "x-failure-"
+_RETURNED = FAILURE.encode()
 
 #: Takes what becomes of a delivery: its tag, and the action.
 Settle = Callable[[int, Action], object]
@@ -76,9 +83,31 @@ class Delivery:
         """All of AMQP's properties, as pika has them."""
         if isinstance(self._content, bytes):  # now that somebody looks
             made: Any = BasicProperties  # pika's generated classes are not annotated
-            decoded: BasicProperties = made().decode(self._content)
+            try:
+                decoded: BasicProperties = made().decode(self._content)
+            except Exception as exc:  # of many types
+                raise UndecodableMessage("the message's properties cannot be decoded") from exc
             self._content = decoded
         return self._content
+
+    def restore(self) -> None:
+        """Say of a message that comes from the retries, or was replayed, where it was first published to."""
+        content = self._content
+        if isinstance(content, bytes) and _RETURNED not in content:  # as nearly all
+            return
+        with contextlib.suppress(UndecodableMessage):
+            headers = self.headers
+            self.exchange = str(headers.get(f"{FAILURE}exchange", self.exchange))
+            self.routing_key = str(headers.get(f"{FAILURE}routing-key", self.routing_key))
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, of a consumer with ``retry``, counted from 1."""
+        try:
+            before = self.headers.get(f"{FAILURE}attempts", 0)
+        except UndecodableMessage:
+            before = 0
+        return before + 1 if isinstance(before, int) and before > 0 else 1
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -124,17 +153,24 @@ class Delivery:
     def text(self) -> str:
         """The body as text, of UTF-8.
 
-        :raises UnicodeDecodeError: it is none.
+        :raises UndecodableMessage: it is none.
         """
-        return self.body.decode()
+        try:
+            return self.body.decode()
+        except UnicodeDecodeError as exc:
+            raise UndecodableMessage(f"the body of {len(self.body)} bytes is no UTF-8") from exc
 
     @property
     def json(self) -> Any:
         """The body as JSON has it, by the app's JSON provider.
 
-        :raises ValueError: it is no JSON.
+        :raises UndecodableMessage: it is no JSON.
         """
-        return current_app.json.loads(self.body) if has_app_context() else json.loads(self.body)
+        loads = current_app.json.loads if has_app_context() else json.loads
+        try:
+            return loads(self.body)
+        except (ValueError, RecursionError) as exc:
+            raise UndecodableMessage(f"the body of {len(self.body)} bytes is no JSON: {exc}") from exc
 
     def _text(self, name: str) -> str | None:
         value: str | None = getattr(self.properties, name)

@@ -11,6 +11,7 @@ from pika.adapters.select_connection import SelectConnection
 
 from . import pika_internals, signals
 from .carrier import Carrier
+from .declaring import Preparation
 from .errors import BrokerRefused, BrokerUnavailable, InvalidMessage
 from .jobs import Job
 from .link import Link, LinkState
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flask_pika.publisher")
 
-#: How many it opens: one for all, and one for suspects.
-CHANNELS = 2
+#: How many it opens: one for all, one for suspects, and one to declare what is needed.
+CHANNELS = 3
 #: Seconds between two looks for futures whose deadline has passed.
 _SWEEP = 0.05
+#: AMQP's reply code for what does not exist.
+_NOT_FOUND = 404
 #: AMQP's connection errors that one message can cause; the others are about the connection or the broker.
 _OVER_ONE_MESSAGE = (501, 502, 503, 505, 506, 540)
 
@@ -42,7 +45,9 @@ class Dispatcher:
     #: Set once, before it runs.
     link: Link
 
-    def __init__(self, outbox: Outbox, envelopes: Envelopes, sender: Callable[[], Any]) -> None:
+    def __init__(
+        self, outbox: Outbox, envelopes: Envelopes, sender: Callable[[], Any], preparation: Preparation
+    ) -> None:
         self._outbox = outbox
         self._envelopes = envelopes
         self._sender = sender
@@ -51,6 +56,8 @@ class Dispatcher:
         self._suspects: Carrier | None = None
         self._watch: dict[int, Callable[[list[Confirm]], object]] = {}
         self._sweeping = False
+        self._preparation = preparation
+        self._preparing = False
 
     def look(self) -> None:
         """Put on the wire what waits and may go."""
@@ -59,6 +66,9 @@ class Dispatcher:
     def _ready(self) -> tuple[bool, bool]:
         """Which of the two channels can be sent on."""
         if self.link.state is not LinkState.READY:
+            return False, False
+        if self._preparation.is_due:  # at the beginning, or more was registered since
+            self._prepare()
             return False, False
         main, suspects = self._main, self._suspects
         return main is not None and main.is_ready, suspects is not None and suspects.is_ready
@@ -97,10 +107,27 @@ class Dispatcher:
         self._watch = {}
         if pika_internals.AVAILABLE:
             pika_internals.watch_confirms(connection, self._watch)
-        self._main = self._carrier(connection)
+        self._preparing = False
+        self._preparation.forget()
+        self._prepare()
         self._outbox.connected()
         self._refuse_too_long(int(connection.params.frame_max))
         signals.send(signals.connected, self._sender)
+
+    def _prepare(self) -> None:
+        """Declare what is needed, before anything is sent; then open what it is sent on."""
+        connection = self._connection
+        if self._preparing or connection is None:
+            return
+
+        def prepared() -> None:
+            self._preparing = False
+            if self._main is None:
+                self._main = self._carrier(connection)
+            self.look()
+
+        self._preparing = True
+        self._preparation.begin(connection, self.link.guarded, prepared)
 
     def _refuse_too_long(self, frame_max: int) -> None:
         # This broker wants shorter frames than were expected. Nothing is in flight yet.
@@ -162,6 +189,8 @@ class Dispatcher:
         code, text = error.reply_code, error.reply_text
         logger.warning("the broker closed a channel of the publisher: %d %s", code, text)
         settled = self._outbox.channel_closed(carrier is self._suspects, code, text)
+        if code == _NOT_FOUND:  # perhaps one that is registered
+            self._preparation.forget()
         if carrier is self._main:
             self._main = None
         else:
@@ -171,8 +200,8 @@ class Dispatcher:
         self.link.call(self._reopen)
 
     def _reopen(self) -> None:
-        if self._connection is not None and self._main is None:
-            self._main = self._carrier(self._connection)
+        if self._main is None:
+            self._prepare()
         self.look()
 
     def _carrier(self, connection: SelectConnection) -> Carrier:

@@ -35,9 +35,13 @@ __all__ = [
     "PublisherFull",
     "Reject",
     "Requeue",
+    "RetryLater",
     "SettlementError",
     "SetupError",
     "TLSRefused",
+    "TopologyError",
+    "TopologyMismatch",
+    "UndecodableMessage",
     "Unroutable",
     "VirtualHostRefused",
 ]
@@ -189,7 +193,21 @@ class PublishManyFailed(FlaskPikaError):
         self.report = report
 
 
-# Consuming. The first two are a handler's word on its delivery; nobody else raises them.
+# What an app needs at the broker.
+
+
+class TopologyError(SetupError, ValueError):
+    """An exchange or a queue contradicts itself, or what was registered, or is refused by RabbitMQ 4."""
+
+
+class TopologyMismatch(_WithReply, pika_errors.ChannelClosedByBroker):
+    """The broker has an exchange or a queue with other arguments, or has none, or lets nobody declare it.
+
+    Nothing was changed.
+    """
+
+
+# Consuming. The first three are a handler's word on its delivery; nobody else raises them.
 
 
 class Reject(FlaskPikaError):
@@ -202,3 +220,18 @@ class Requeue(FlaskPikaError):
 
 class SettlementError(FlaskPikaError, RuntimeError):
     """A delivery was settled twice, or by a handler whose worker does that."""
+
+
+class RetryLater(FlaskPikaError):
+    """A handler raises it: again, after a delay. It counts as an attempt of the consumer's ``retry``.
+
+    :ivar delay: seconds; None: the next one of the consumer's ``retry``.
+    """
+
+    def __init__(self, text: str = "", *, delay: float | None = None) -> None:
+        super().__init__(text)
+        self.delay = delay
+
+
+class UndecodableMessage(FlaskPikaError, ValueError):
+    """A delivery's body, or its properties, are not what they should be: it will never get better."""

@@ -20,7 +20,20 @@ from .message import Message
 from .params import is_finite
 from .publisher import PublishReport
 from .rehearsal import rehearse
+from .retry import Retry
 from .state import State, Stats
+from .topology import (
+    Bind,
+    Exchange,
+    ExchangeType,
+    Overflow,
+    Queue,
+    QueueType,
+    Strategy,
+    Topology,
+    make_exchange,
+    make_queue,
+)
 from .worker import DRAIN_TIMEOUT, THREADS, Worker
 
 H = TypeVar("H", bound=Callable[..., Any])
@@ -50,6 +63,7 @@ class Pika:
         # An app's states know by it whose they are, without holding on to this object.
         self._identity = object()
         self._registry = Registry()
+        self._topology = Topology()
         if app is not None:
             self.init_app(app)
 
@@ -64,9 +78,8 @@ class Pika:
                 f"init_app was called before on {app!r} for a Pika object with the prefix"
                 f" {self._prefix!r}; use that object, or give this one a config_prefix of its own"
             )
-        state = State(
-            read_settings(app.config, self._prefix), app, self._prefix, self._identity, self._registry
-        )
+        settings = read_settings(app.config, self._prefix)
+        state = State(settings, app, self._prefix, self._identity, self._registry, self._topology)
         app.teardown_appcontext(state.end_of_context)
         app.extensions.setdefault(_EXTENSION, {})[self._prefix] = state
         self._app_refs = [weakref.ref(known) for known in (*self._apps(), app)]
@@ -192,9 +205,121 @@ class Pika:
         _check_timeout(timeout)
         return self._state(), self._app().json.dumps
 
+    def exchange(
+        self,
+        name: str,
+        type: ExchangeType = "direct",  # noqa: A002 - AMQP's name for it
+        *,
+        durable: bool = True,
+        auto_delete: bool = False,
+        internal: bool = False,
+        alternate_exchange: Exchange | str | None = None,
+        bind: Bind = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Exchange:
+        """Say that the app needs an exchange. It is declared when it is needed: see ``FLASK_PIKA_DECLARE``.
+
+        ::
+
+            orders = fpika.exchange("orders", type="topic")
+
+        :param type: ``direct``, ``topic``, ``fanout``, ``headers``, or a plugin's ``x-...``.
+        :param internal: whether nobody can publish to it, and only exchanges be bound to it.
+        :param alternate_exchange: gets what no binding of this one wants.
+        :param bind: exchanges that it gets messages from: see :meth:`queue`.
+        :raises TopologyError: it contradicts itself, or what was registered under this name.
+        """
+        made = make_exchange(
+            name,
+            type,
+            durable=durable,
+            auto_delete=auto_delete,
+            internal=internal,
+            alternate_exchange=alternate_exchange,
+            bind=bind,
+            arguments=arguments,
+        )
+        self._topology.add(made)
+        return made
+
+    def queue(
+        self,
+        name: str,
+        *,
+        type: QueueType = "quorum",  # noqa: A002 - RabbitMQ's name for it
+        bind: Bind = (),
+        dead_letter: bool = False,
+        durable: bool = True,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        message_ttl: float | None = None,
+        expires: float | None = None,
+        max_length: int | None = None,
+        max_length_bytes: int | None = None,
+        overflow: Overflow | None = None,
+        delivery_limit: int | None = None,
+        dead_letter_exchange: Exchange | str | None = None,
+        dead_letter_routing_key: str | None = None,
+        dead_letter_strategy: Strategy | None = None,
+        single_active_consumer: bool | None = None,
+        max_priority: int | None = None,
+        max_age: str | None = None,
+        max_segment_size: int | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Queue:
+        """Say that the app needs a queue. It is declared when it is needed: see ``FLASK_PIKA_DECLARE``.
+
+        ::
+
+            fpika.queue("orders.email", bind=[(orders, "order.created")], dead_letter=True)
+            fpika.queue("clicks", type="stream", max_age="7D")
+
+        :param type: ``quorum``, ``classic`` or ``stream``.
+        :param bind: ``(exchange, routing key)``, or ``(exchange, {headers})`` and a third, ``"all"`` or
+            ``"any"``, for each binding. An exchange is what :meth:`exchange` gave, or a name.
+        :param dead_letter: whether what is rejected goes to a queue ``<name>.dead``, which is declared, too;
+            and, of a quorum queue, what was delivered 20 times (``delivery_limit``) to workers that died.
+        :param exclusive: for one connection, and gone with it.
+        :param message_ttl: seconds that a message waits.
+        :param expires: seconds that the queue stays when nobody uses it.
+        :param overflow: what a full queue does: ``drop-head``, ``reject-publish``, ``reject-publish-dlx``.
+        :param delivery_limit: how often a message is delivered, before it is a dead letter.
+        :param dead_letter_strategy: ``at-least-once`` loses nothing; with ``dead_letter``, it is so.
+        :param max_age: of a stream's messages, such as ``"7D"``: Y, M, D, h, m or s.
+        :param max_segment_size: bytes of a file of the stream's.
+        :param arguments: what RabbitMQ knows besides, such as ``{"x-queue-leader-locator": "balanced"}``.
+        :raises TopologyError: it contradicts itself, or is refused by RabbitMQ 4, or by what was registered
+            under this name.
+        """
+        made = make_queue(
+            name,
+            type=type,
+            bind=bind,
+            dead_letter=dead_letter,
+            durable=durable,
+            exclusive=exclusive,
+            auto_delete=auto_delete,
+            message_ttl=message_ttl,
+            expires=expires,
+            max_length=max_length,
+            max_length_bytes=max_length_bytes,
+            overflow=overflow,
+            delivery_limit=delivery_limit,
+            dead_letter_exchange=dead_letter_exchange,
+            dead_letter_routing_key=dead_letter_routing_key,
+            dead_letter_strategy=dead_letter_strategy,
+            single_active_consumer=single_active_consumer,
+            max_priority=max_priority,
+            max_age=max_age,
+            max_segment_size=max_segment_size,
+            arguments=arguments,
+        )
+        self._topology.add(made)
+        return made
+
     def consumer(
         self,
-        queue: str,
+        queue: str | Queue,
         *,
         prefetch: int | None = None,
         ack: Ack = "auto",
@@ -204,6 +329,7 @@ class Pika:
         exclusive: bool = False,
         arguments: Mapping[str, Any] | None = None,
         blueprint: Blueprint | None = None,
+        retry: Retry | None = None,
     ) -> Callable[[H], H]:
         """Register a function that handles a queue's deliveries, in ``flask pika worker``.
 
@@ -230,6 +356,7 @@ class Pika:
         :param exclusive: whether this is to be the queue's only consumer, at the broker.
         :param arguments: of AMQP's ``basic.consume``, such as ``{"x-priority": 10}``.
         :param blueprint: only apps that have this blueprint registered consume it.
+        :param retry: what fails is tried again, after delays, and ends in ``<queue>.dead``.
         :raises SetupError: a value is wrong, or the queue has another consumer.
         """
         check_queue(queue)  # now: without parentheses, it is the handler, and nobody would register it
@@ -247,6 +374,7 @@ class Pika:
                     exclusive=exclusive,
                     arguments=arguments,
                     blueprint=blueprint,
+                    retry=retry,
                 )
             )
             return handler
@@ -300,7 +428,8 @@ class Pika:
             default = "" if isinstance(one, Message) else consumer.queue
             key = default if routing_key is None else routing_key
             messages.append(_message(one, exchange, key, True, properties, named))
-        return rehearse(app, consumer, messages, redelivered)
+        state = self._state()
+        return rehearse(app, consumer, messages, redelivered, state.has_dead_letters(consumer))
 
     def record_messages(self) -> AbstractContextManager[list[Message]]:
         """Record what the app publishes, instead of sending it, until the ``with`` block ends. For tests.

@@ -14,7 +14,7 @@ from flask import Flask
 from . import signals
 from .consumer import Consumer
 from .delivery import Action, Delivery
-from .errors import Reject, Requeue, SetupError
+from .errors import Reject, Requeue, RetryLater, SetupError
 
 logger = logging.getLogger("flask_pika.consumer")
 
@@ -32,6 +32,8 @@ class Outcome:
     actions: tuple[Action | None, ...]
     #: What the handler raised, if anything.
     error: BaseException | None = None
+    #: Seconds until the next attempt, when it is retried.
+    delay: float = 0.0
 
     @property
     def acked(self) -> bool:
@@ -42,6 +44,16 @@ class Outcome:
     def rejected(self) -> bool:
         """Whether all of it was."""
         return set(self.actions) == {Action.REJECT}
+
+    @property
+    def retried(self) -> bool:
+        """Whether all of it waits for another attempt."""
+        return set(self.actions) == {Action.RETRY}
+
+    @property
+    def dead(self) -> bool:
+        """Whether all of it goes to ``<queue>.dead``."""
+        return set(self.actions) == {Action.DEAD}
 
     @property
     def requeued(self) -> bool:
@@ -87,8 +99,9 @@ def _log(consumer: Consumer, deliveries: Sequence[Delivery], exc: BaseException)
     what = "; ".join(map(_identity, deliveries[:3])) + ("; ..." if len(deliveries) > 3 else "")
     if isinstance(exc, Reject):
         logger.warning("%s rejects %s: %s", consumer.name, what, exc)
-    elif isinstance(exc, Requeue):
-        logger.info("%s requeues %s: %s", consumer.name, what, exc)
+    elif isinstance(exc, (Requeue, RetryLater)):
+        verb = "requeues" if isinstance(exc, Requeue) else "retries later"
+        logger.info("%s %s %s: %s", consumer.name, verb, what, exc)
     else:
         logger.error("%s failed at %s", consumer.name, what, exc_info=exc)
 

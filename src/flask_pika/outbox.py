@@ -13,6 +13,7 @@ from typing import Any
 from . import signals
 from .config import PublisherSettings
 from .confirms import Lane, Ledger, Outcome
+from .declaring import Preparation
 from .dispatcher import CHANNELS, Dispatcher
 from .errors import (
     BrokerBlocked,
@@ -69,6 +70,7 @@ class Outbox:
 
     :param envelopes: told when a broker wants shorter frames.
     :param sender: the app, for signals.
+    :param preparation: what is declared before anything is sent.
     """
 
     def __init__(
@@ -78,12 +80,13 @@ class Outbox:
         name: str,
         envelopes: Envelopes,
         sender: Callable[[], Any],
+        preparation: Preparation,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._sender = sender
         self._clock = clock
-        self._dispatcher = Dispatcher(self, envelopes, sender)
+        self._dispatcher = Dispatcher(self, envelopes, sender, preparation)
         self._link = self._dispatcher.link = Link(nodes, name, self._dispatcher, CHANNELS)
         self._starting = threading.RLock()
         #: Threads that are telling the link's, and hold a lock of pika's. set's methods are atomic.

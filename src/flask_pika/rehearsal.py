@@ -14,8 +14,15 @@ from .message import Message, check_address, checked_properties, encode_body
 from .wire import make_ids, now
 
 
-def rehearse(app: Flask, consumer: Consumer, messages: Sequence[Message], redelivered: bool) -> Outcome:
+def rehearse(
+    app: Flask,
+    consumer: Consumer,
+    messages: Sequence[Message],
+    redelivered: bool,
+    has_dead_letters: bool,
+) -> Outcome:
     """What becomes of deliveries of these messages. See :meth:`flask_pika.Pika.run_consumer`."""
+    delay = 0.0
     settled: dict[int, Action] = {}
     deliveries = [
         _delivery(app, consumer, tag, message, redelivered, settled)
@@ -25,10 +32,11 @@ def rehearse(app: Flask, consumer: Consumer, messages: Sequence[Message], redeli
         settled.update((delivery.delivery_tag, Action.ACK) for delivery in deliveries)
     error = handle(app, consumer, bound_handler(app, consumer), deliveries)
     for delivery in deliveries:
-        action = consumer.action(delivery, error)
-        if action is not None:
-            settled[delivery.delivery_tag] = action
-    return Outcome(tuple(settled.get(delivery.delivery_tag) for delivery in deliveries), error)
+        decision = consumer.decide(delivery, error, has_dead_letters)
+        if decision.action is not None:
+            settled[delivery.delivery_tag] = decision.action
+            delay = decision.delay
+    return Outcome(tuple(settled.get(delivery.delivery_tag) for delivery in deliveries), error, delay)
 
 
 def _delivery(

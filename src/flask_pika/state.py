@@ -7,7 +7,7 @@ import importlib
 import logging
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from flask import Flask, g, has_app_context, has_request_context, request
 from .config import Settings
 from .connecting import Connected, connect, connection_name
 from .consumer import Consumer, Registry
+from .declaring import Preparation, steps_for
 from .errors import PoolClosed
 from .gate import Gate
 from .keeper import Keeper
@@ -25,8 +26,11 @@ from .ping import Pong, ping
 from .pool import ChannelPool, PoolStats
 from .publisher import Publisher
 from .recordings import EVERY_APPS, Recordings
+from .recovery import Recovery
+from .retry import dead_queue, waiting_queue
 from .slot import Slot
 from .subscriber import ConsumerStats
+from .topology import Queue, Topology
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -59,11 +63,19 @@ class State:
     """What one app has of one ``Pika`` object. It knows the app by its name alone, so that the app can go."""
 
     def __init__(
-        self, settings: Settings, app: Flask, prefix: str, owner: object, registry: Registry
+        self,
+        settings: Settings,
+        app: Flask,
+        prefix: str,
+        owner: object,
+        registry: Registry,
+        topology: Topology,
     ) -> None:
         self.settings = settings
         #: The consumers of the ``Pika`` object.
         self.registry = registry
+        #: Its exchanges and queues.
+        self.topology = topology
         self._app = weakref.ref(app)
         #: What the ``Pika`` object that made it is known by.
         self.owner = owner
@@ -134,7 +146,12 @@ class State:
             settings.publisher,
             settings.nodes,
             lambda envelopes: Outbox(
-                settings.publisher, settings.nodes, f"{name}: publisher", envelopes, self._app
+                settings.publisher,
+                settings.nodes,
+                f"{name}: publisher",
+                envelopes,
+                self._app,
+                Preparation(self.topology, settings.declare),
             ),
         )
         # When the app is gone, their threads close what is left: the collector must not wait for a broker.
@@ -168,9 +185,45 @@ class State:
         if self._closed:
             raise PoolClosed(f"close() was called for {self._app_name!r}; its workers do not start any more")
         name = f"{connection_name(self._app_name)}: worker"
-        worker = Worker(app, consumers, self.settings.nodes, name, threads, drain_timeout)
+        more = self.queues_of(consumers)
+        worker = Worker(
+            app,
+            consumers,
+            self.settings.nodes,
+            name,
+            Preparation(self.topology, self.settings.declare, lambda: more),
+            Recovery(
+                lambda message: self.publisher().publish(message, app.json.dumps, None, retry=True),
+                self._declare_queue,
+            ),
+            self.has_dead_letters,
+            threads,
+            drain_timeout,
+        )
         self._workers.setdefault(os.getpid(), weakref.WeakSet()).add(worker)
         return worker
+
+    def has_dead_letters(self, consumer: Consumer) -> bool:
+        """Whether there is a ``<queue>.dead`` for what fails."""
+        queue = self.topology.queue(consumer.queue)
+        return consumer.retry is not None or (queue is not None and queue.dead_letter)
+
+    def queues_of(self, consumers: Iterable[Consumer]) -> list[Queue]:
+        """The queues that belong to consumers and to registered queues, and are not registered themselves."""
+        found: dict[str, Queue] = {}
+        for queue in self.topology.queues:
+            if queue.dead_letter:
+                found[queue.dead] = dead_queue(queue.name)
+        for consumer in consumers:
+            if consumer.retry is not None:
+                made = [waiting_queue(consumer.queue, delay) for delay in consumer.retry.delays]
+                found.update((one.name, one) for one in (dead_queue(consumer.queue), *made))
+        return list(found.values())
+
+    def _declare_queue(self, queue: Queue) -> None:
+        with self.lend(None) as channel:
+            for step in steps_for([], [queue]):
+                getattr(channel, step.method)(**step.arguments)
 
     def _my_workers(self) -> list[Worker]:
         return list(self._workers.get(os.getpid(), ()))

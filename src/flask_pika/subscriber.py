@@ -16,7 +16,7 @@ from .backoff import Backoff
 from .consumer import Consumer
 from .deliver_frames import Arrival
 from .delivery import Action, Delivery
-from .errors import Reject, Requeue
+from .errors import Reject, Requeue, RetryLater
 from .link import Link
 from .subscription import Subscription
 
@@ -33,11 +33,11 @@ class ConsumerStats:
     state: str = "stopped"
     in_flight: int = 0  #: deliveries that are not settled: their handler runs, or they wait for a thread
     handled: int = 0  #: deliveries whose handler returned
-    failed: int = 0  #: whose handler raised something else than ``Reject`` or ``Requeue``
+    failed: int = 0  #: whose handler raised, and not ``Reject``, ``Requeue`` or ``RetryLater``
     requeued: int = 0  #: that went back to the queue
-    rejected: int = (
-        0  #: that were rejected, so that the queue's dead-letter exchange has them, if there is one
-    )
+    retried: int = 0  #: of which a copy waits for another attempt, or has waited
+    dead: int = 0  #: of which a copy is among the dead letters
+    rejected: int = 0  #: that were rejected: the queue's dead-letter exchange has them, if there is one
     mean_time: float = 0.0  #: seconds of a handler's run
     max_time: float = 0.0  #: and of the longest one
     error: str = ""  #: why it does not consume, if that is known
@@ -82,7 +82,7 @@ class Subscriber:
 
         # All below is shared, and touched only under the lock.
         self._lock = threading.Lock()
-        self._handled = self._failed = self._runs = 0
+        self._handled = self._failed = self._runs = self._retried = self._dead = 0
         self._time = self._longest = 0.0
 
     # The link's thread: subscribing
@@ -259,9 +259,10 @@ class Subscriber:
 
     # Any thread
 
-    def note(self, count: int, error: BaseException | None, seconds: float) -> None:
-        """A run of the handler has ended."""
-        failed = error is not None and not isinstance(error, (Reject, Requeue))
+    def note(self, actions: list[Action | None], error: BaseException | None, seconds: float) -> None:
+        """A run of the handler has ended; what became of each delivery."""
+        failed = error is not None and not isinstance(error, (Reject, Requeue, RetryLater))
+        count = len(actions)
         # Critical section: some sums.
         with self._lock:
             self._runs += 1
@@ -269,8 +270,10 @@ class Subscriber:
             self._longest = max(self._longest, seconds)
             if error is None:
                 self._handled += count
-            elif failed:
-                self._failed += count
+                return
+            self._failed += count if failed else 0
+            self._retried += actions.count(Action.RETRY)
+            self._dead += actions.count(Action.DEAD)
 
     def stats(self) -> ConsumerStats:
         """The numbers of this moment."""
@@ -283,6 +286,8 @@ class Subscriber:
                 self._handled,
                 self._failed,
                 self._requeued,
+                self._retried,
+                self._dead,
                 self._rejected,
                 self._time / self._runs if self._runs else 0.0,
                 self._longest,

@@ -158,6 +158,8 @@ class Subscription:
 
     def _take(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
+            if not delivery.exchange and delivery.routing_key == self.consumer.queue:
+                delivery.restore()
             self._settlements.arrived(delivery.delivery_tag)
         self._owner.arrived(self, deliveries)
 
@@ -183,7 +185,7 @@ class Subscription:
         # Not "while self._settled": other threads may fill it as quickly as this empties it.
         for _ in range(len(self._settled)):
             tag, action = self._settled.popleft()
-            if action is Action.ACK:
+            if action in _ACKED:
                 acked.append(tag)
             elif self._settlements.knows(tag):
                 otherwise[tag] = action
@@ -215,6 +217,8 @@ class Subscription:
                 channel.basic_nack(method.delivery_tag, requeue=True)
 
 
+#: What is an ack on the wire.
+_ACKED = (Action.ACK, Action.RETRY, Action.DEAD)
 _basic: Any = spec.Basic  # pika's generated classes are not annotated
 
 

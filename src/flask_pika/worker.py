@@ -15,6 +15,7 @@ from pika.adapters.select_connection import SelectConnection
 from . import pika_internals
 from .backlog import Backlog
 from .consumer import Consumer
+from .declaring import Preparation
 from .deliver_frames import Arrival
 from .delivery import Action, Delivery
 from .errors import AuthenticationRefused, BrokerUnavailable, SetupError, VirtualHostRefused
@@ -22,6 +23,7 @@ from .handling import bound_handler, handle, tell
 from .link import Link
 from .nodes import Node
 from .params import is_finite
+from .recovery import Recovery
 from .subscriber import ConsumerStats, Subscriber, Unit
 from .subscription import Subscription
 
@@ -58,6 +60,9 @@ class Worker:
         consumers: Sequence[Consumer],
         nodes: Sequence[Node],
         name: str,
+        preparation: Preparation,
+        recovery: Recovery,
+        has_dead_letters: Callable[[Consumer], bool],
         threads: int = THREADS,
         drain_timeout: float = DRAIN_TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
@@ -69,13 +74,16 @@ class Worker:
         if not is_finite(drain_timeout) or drain_timeout < 0:
             raise ValueError(f"drain_timeout is {drain_timeout!r}; expected seconds, 0 or more")
         self._app = app
+        self._preparation = preparation
+        self._recovery = recovery
+        self._has_dead_letters = has_dead_letters
         self.nodes = nodes
         self.threads = threads
         self.drain_timeout = drain_timeout
         self._clock = clock
         self._pid = os.getpid()
         self._backlog: Backlog[Unit] = Backlog()
-        self._link = Link(nodes, name, self, channels=len(consumers))
+        self._link = Link(nodes, name, self, channels=len(consumers) + 1)
         self._subscribers = [
             Subscriber(
                 consumer,
@@ -233,9 +241,14 @@ class Worker:
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
             return
-        subscription.settle_all(deliveries, [consumer.action(delivery, error) for delivery in deliveries])
-        subscriber.note(len(deliveries), error, seconds)
+        actions = [self._become(consumer, delivery, error) for delivery in deliveries]
+        subscription.settle_all(deliveries, actions)
+        subscriber.note(actions, error, seconds)
         tell(self._app, deliveries, error, seconds)
+
+    def _become(self, consumer: Consumer, delivery: Delivery, error: BaseException | None) -> Action | None:
+        decision = consumer.decide(delivery, error, error is not None and self._has_dead_letters(consumer))
+        return self._recovery.settle(consumer, delivery, error, decision)
 
     # The link's thread
 
@@ -269,8 +282,13 @@ class Worker:
         watch: dict[int, Callable[[list[Arrival]], object]] = {}
         if pika_internals.AVAILABLE:
             pika_internals.watch_deliveries(connection, watch)
-        for one in self._subscribers:
-            one.connected(connection, watch)
+
+        def prepared() -> None:
+            for one in self._subscribers:
+                one.connected(connection, watch)
+
+        self._preparation.forget()
+        self._preparation.begin(connection, self._link.guarded, prepared)
 
     def link_lost(self, error: Exception) -> None:  # noqa: ARG002, D102
         for one in self._subscribers:

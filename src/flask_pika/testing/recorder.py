@@ -12,6 +12,7 @@ from pika.spec import BasicProperties
 
 from flask_pika.config import Settings
 from flask_pika.confirms import Outcome
+from flask_pika.declaring import Preparation
 from flask_pika.jobs import Job, Part
 from flask_pika.message import Message
 from flask_pika.outbox import Outbox
@@ -19,6 +20,7 @@ from flask_pika.params import type_of
 from flask_pika.pool import ChannelPool
 from flask_pika.publisher import Publisher
 from flask_pika.slot import Slot, Traces
+from flask_pika.topology import Topology
 from flask_pika.wire import Envelopes
 
 
@@ -70,7 +72,10 @@ class _RecordingOutbox(Outbox):
         sender: Callable[[], Any],
         keep: Callable[..., object],
     ) -> None:
-        super().__init__(settings.publisher, settings.nodes, "the recorder of messages", envelopes, sender)
+        nothing = Preparation(Topology(), "never")
+        super().__init__(
+            settings.publisher, settings.nodes, "the recorder of messages", envelopes, sender, nothing
+        )
         self._keep = keep
 
     def admit(self, job: Job) -> None:
