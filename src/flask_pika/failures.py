@@ -40,7 +40,10 @@ def dead(delivery: Delivery, error: BaseException, reason: str, now: datetime.da
     about = _about(delivery, error, now)
     about["reason"] = reason
     about["host"] = f"{socket.gethostname()} (pid {os.getpid()})"
-    about["traceback"] = _shortened("".join(traceback.format_exception(error)), _TRACEBACK)
+    # Without the frame of ours that called the handler.
+    where = error.__traceback__ and (error.__traceback__.tb_next or error.__traceback__)
+    text = "".join(traceback.format_exception(type(error), error, where))
+    about["traceback"] = _shortened(text, _TRACEBACK)
     return _copy(delivery, about)
 
 

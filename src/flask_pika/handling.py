@@ -15,6 +15,7 @@ from . import signals
 from .consumer import Consumer
 from .delivery import Action, Delivery
 from .errors import Reject, Requeue, RetryLater, SetupError
+from .retry import Decision
 
 logger = logging.getLogger("flask_pika.consumer")
 
@@ -87,7 +88,6 @@ def handle(
             handler(first if consumer.batch is None else list(deliveries))
     except BaseException as exc:
         # SystemExit as well: it would end the thread, and nobody else.
-        _log(consumer, deliveries, exc)
         return exc
     else:
         return None
@@ -95,15 +95,29 @@ def handle(
         _current.reset(token)
 
 
-def _log(consumer: Consumer, deliveries: Sequence[Delivery], exc: BaseException) -> None:
+def log_failure(
+    consumer: Consumer, deliveries: Sequence[Delivery], exc: BaseException, decision: Decision
+) -> None:
+    """Say what a handler raised, at what, and what becomes of it."""
     what = "; ".join(map(_identity, deliveries[:3])) + ("; ..." if len(deliveries) > 3 else "")
+    becomes = _BECOMES.get(decision.action, "")
+    if decision.action is Action.RETRY and consumer.retry is not None:
+        attempt = f"attempt {deliveries[0].attempt} of {consumer.retry.attempts}"
+        becomes = f"{attempt}, the next one is in {decision.delay:g} s"
     if isinstance(exc, Reject):
-        logger.warning("%s rejects %s: %s", consumer.name, what, exc)
+        logger.warning("%s rejects %s: %s; %s", consumer.name, what, exc, becomes)
     elif isinstance(exc, (Requeue, RetryLater)):
-        verb = "requeues" if isinstance(exc, Requeue) else "retries later"
-        logger.info("%s %s %s: %s", consumer.name, verb, what, exc)
+        logger.info("%s puts off %s: %s; %s", consumer.name, what, exc, becomes)
     else:
-        logger.error("%s failed at %s", consumer.name, what, exc_info=exc)
+        logger.error("%s failed at %s; %s", consumer.name, what, becomes, exc_info=exc)
+
+
+_BECOMES = {
+    None: "its handler has settled it, or it was acked before",
+    Action.REJECT: "it is rejected",
+    Action.REQUEUE: "it goes back to the queue",
+    Action.DEAD: "it goes to the dead letters",
+}
 
 
 def _identity(delivery: Delivery) -> str:

@@ -38,10 +38,10 @@ class Recovery:
         self._now = now
 
     def settle(
-        self, consumer: Consumer, delivery: Delivery, error: BaseException | None, decision: Decision
+        self, consumer: Consumer, delivery: Delivery, error: BaseException, decision: Decision
     ) -> Action | None:
         """Do what was decided; how the delivery itself is to be settled."""
-        if error is None or decision.action not in (Action.RETRY, Action.DEAD):
+        if decision.action not in (Action.RETRY, Action.DEAD):
             return decision.action
         if decision.action is Action.RETRY:
             configured = () if consumer.retry is None else consumer.retry.delays

@@ -9,7 +9,7 @@ from flask import Flask
 
 from .consumer import Consumer
 from .delivery import Action, Delivery, ManualDelivery
-from .handling import Outcome, bound_handler, handle
+from .handling import Outcome, bound_handler, handle, log_failure
 from .message import Message, check_address, checked_properties, encode_body
 from .wire import make_ids, now
 
@@ -31,8 +31,10 @@ def rehearse(
     if consumer.ack == "none":
         settled.update((delivery.delivery_tag, Action.ACK) for delivery in deliveries)
     error = handle(app, consumer, bound_handler(app, consumer), deliveries)
-    for delivery in deliveries:
+    for number, delivery in enumerate(deliveries):
         decision = consumer.decide(delivery, error, has_dead_letters)
+        if error is not None and number == 0:
+            log_failure(consumer, deliveries, error, decision)
         if decision.action is not None:
             settled[delivery.delivery_tag] = decision.action
             delay = decision.delay

@@ -19,7 +19,7 @@ from .declaring import Preparation
 from .deliver_frames import Arrival
 from .delivery import Action, Delivery
 from .errors import AuthenticationRefused, BrokerUnavailable, SetupError, VirtualHostRefused
-from .handling import bound_handler, handle, tell
+from .handling import bound_handler, handle, log_failure, tell
 from .link import Link
 from .nodes import Node
 from .params import is_finite
@@ -241,14 +241,24 @@ class Worker:
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
             return
-        actions = [self._become(consumer, delivery, error) for delivery in deliveries]
+        actions = self._become(consumer, deliveries, error)
         subscription.settle_all(deliveries, actions)
         subscriber.note(actions, error, seconds)
         tell(self._app, deliveries, error, seconds)
 
-    def _become(self, consumer: Consumer, delivery: Delivery, error: BaseException | None) -> Action | None:
-        decision = consumer.decide(delivery, error, error is not None and self._has_dead_letters(consumer))
-        return self._recovery.settle(consumer, delivery, error, decision)
+    def _become(
+        self, consumer: Consumer, deliveries: list[Delivery], error: BaseException | None
+    ) -> list[Action | None]:
+        """What becomes of deliveries whose handler has returned, or raised."""
+        has_dead_letters = error is not None and self._has_dead_letters(consumer)
+        decisions = [consumer.decide(delivery, error, has_dead_letters) for delivery in deliveries]
+        if error is None:
+            return [decision.action for decision in decisions]
+        log_failure(consumer, deliveries, error, decisions[0])
+        return [
+            self._recovery.settle(consumer, delivery, error, decision)
+            for delivery, decision in zip(deliveries, decisions, strict=True)
+        ]
 
     # The link's thread
 
