@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 QUEUE = "orders"
 
 
-def test_its_own_tests_pass(tmp_path: Path) -> None:
+def test_its_own_tests_pass() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "examples/orders", "-q", "-p", "no:cacheprovider"],
         cwd=ROOT,
