@@ -15,6 +15,7 @@ from flask import Flask
 
 from flask_pika import Pika, pika_internals
 from flask_pika.state import all_states
+from tests.ledger import Ledger
 from tools import browser
 from tools.embedded_node import EmbeddedNode
 from tools.rabbitmq_node import RabbitMQNode, programs
@@ -92,6 +93,14 @@ def fragile_node(_fragile: RabbitMQNode) -> RabbitMQNode:
     if not _fragile.is_running:
         _fragile.start()
     return _fragile
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    """What handlers begin and commit, in whichever process."""
+    one = Ledger(tmp_path / "ledger")
+    yield one
+    one.close()
 
 
 def make_app(params: object, pool: dict[str, object] | None = None, name: str = "shop") -> tuple[Flask, Pika]:

@@ -6,6 +6,9 @@ import contextlib
 import selectors
 import socket
 import threading
+from typing import TypeVar
+
+P = TypeVar("P", bound="Proxy")
 
 
 class Proxy:
@@ -17,6 +20,9 @@ class Proxy:
         self._woken, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._others: dict[socket.socket, socket.socket] = {}
+        self._numbers: dict[
+            socket.socket, tuple[int, bool]
+        ] = {}  # which connection, and whether to the target
         self._thread = threading.Thread(target=self._serve, name="proxy")
         self._silent = False
         self.port: int = self._server.getsockname()[1]
@@ -27,7 +33,10 @@ class Proxy:
         """From now on nothing passes, in neither direction; who connects is taken, and hears nothing."""
         self._silent = True
 
-    def __enter__(self) -> Proxy:
+    def passes(self, connection: int, to_target: bool, data: bytes) -> None:
+        """For who listens in: this is about to be passed on. Connections are counted from 1."""
+
+    def __enter__(self: P) -> P:
         for source in (self._server, self._woken):
             self._selector.register(source, selectors.EVENT_READ)
         self._thread.start()
@@ -53,10 +62,15 @@ class Proxy:
 
     def _take(self) -> None:
         client, _ = self._server.accept()
+        try:
+            target = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:  # nobody is there, as the client shall see
+            client.close()
+            return
         self.connections += 1
-        target = socket.create_connection(("127.0.0.1", self._target))
         for one, other in ((client, target), (target, client)):
             self._others[one] = other
+            self._numbers[one] = (self.connections, one is client)
             self._selector.register(one, selectors.EVENT_READ)
 
     def _pass_on(self, source: socket.socket) -> None:
@@ -69,6 +83,7 @@ class Proxy:
             return
         with contextlib.suppress(OSError):
             if data:
+                self.passes(*self._numbers[source], data)
                 self._others[source].sendall(data)
             else:
                 self._others[source].shutdown(socket.SHUT_WR)

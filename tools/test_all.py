@@ -6,7 +6,7 @@ so on, and those that pyenv has. ``PYTHONS="python3.12 python3.13"`` in the envi
 On the newest one, tests of everyday use run on RabbitMQ, the embedded broker's contract on both, and tests of
 pages in a browser. On the others, the first two are on the embedded broker, and the last are left out. Tests
 of processes and forks are on RabbitMQ everywhere, and those of outages, which mostly wait for RabbitMQ to
-start, on the oldest and the newest.
+start, and of a worker's processes, on the oldest and the newest; the longest of them on the newest alone.
 """
 
 from __future__ import annotations
@@ -56,14 +56,25 @@ def find_pythons() -> dict[str, str]:
     return {f"{major}.{minor}": found[major, minor] for major, minor in sorted(found)}
 
 
-_OUTAGES = ("tests/test_outage.py", "tests/test_publisher_outage.py")
+_AT_THE_ENDS = (
+    "tests/test_outage.py",
+    "tests/test_publisher_outage.py",
+    "tests/test_worker_outage.py",
+    "tests/test_worker_processes.py",
+)
+_LONGEST = (
+    "tests/test_worker_processes.py"
+    "::test_through_two_processes_each_of_100000_messages_is_handled_once_or_dead_once"
+)
 
 
 def arguments_for(version: str, versions: list[str]) -> list[str]:
     """What pytest is told, after which comes what this program was told."""
-    arguments = [] if version == versions[-1] else ["--everyday=embedded", "-m", "not browser"]
+    arguments: list[str] = []
+    if version != versions[-1]:
+        arguments += ["--everyday=embedded", "-m", "not browser", f"--deselect={_LONGEST}"]
     if version not in (versions[0], versions[-1]):
-        arguments += [f"--ignore={path}" for path in _OUTAGES]
+        arguments += [f"--ignore={path}" for path in _AT_THE_ENDS]
     return [*arguments, *sys.argv[1:]]
 
 

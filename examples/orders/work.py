@@ -38,6 +38,7 @@ def make_tea(delivery: Delivery) -> None:
     session().commit()
 
 
-def boil(_order: Order) -> None:
+def boil(order: Order) -> None:
     """What takes so long that no browser is to wait for it."""
+    current_app.logger.info("Order %s: %d x %s", order.id, order.cups, order.tea)
     time.sleep(current_app.config["ORDERS_SECONDS"])

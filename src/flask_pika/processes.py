@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -120,9 +121,12 @@ class Supervisor:
 
     def _fork(self, seat: _Seat) -> socket.socket | None:
         """Start a process; in it, its line to the parent, and signals blocked until it has handlers."""
-        mine, its = socket.socketpair()
         # A child that got a signal before it has handlers of its own would do as its parent does.
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        if self._draining:  # told to just now, when there was nobody in this seat to be told
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            return None
+        mine, its = socket.socketpair()
         pid = os.fork()
         if pid == 0:
             mine.close()
@@ -185,7 +189,9 @@ class Supervisor:
     def _tell(self, number: signal.Signals) -> None:
         for seat in self._seats:
             if seat.child is not None:
-                os.kill(seat.child.pid, number)
+                # It may have ended, and the signal have come while that was being noted.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(seat.child.pid, number)
 
     def _patience(self) -> float | None:
         now = time.monotonic()

@@ -129,7 +129,9 @@ class Subscriber:
     def _failed_with(self, why: str) -> None:
         self.state = "backing off"
         if why != self._error:
-            logger.warning(
+            # One warning until it consumes again: a queue that was deleted is then one that is not found.
+            logger.log(
+                logging.DEBUG if self._error else logging.WARNING,
                 "%s does not consume queue %r, and goes on trying: %s",
                 self.consumer.name,
                 self.consumer.queue,

@@ -121,16 +121,18 @@ class Worker:
 
         :raises RuntimeError: it was started before; or the system has no more threads.
         """
-        if self._link.started:
-            raise RuntimeError("this worker was started before; make another one")
+        if self._link.started or self._stopped is not None:
+            raise RuntimeError("this worker was started before, or stopped; make another one")
         self._link.start()
         self._link.call(self._tick)
         try:
             for number in range(self.threads):
                 thread = threading.Thread(target=self._work, name=f"flask-pika-handler-{number}", daemon=True)
-                thread.start()
+                # Known before it runs: its first handler may ask whether it is one of these.
                 self._handlers.append(thread)
+                thread.start()
         except RuntimeError:
+            self._handlers.pop()
             self.stop(0.0)
             raise
         return self
@@ -222,8 +224,10 @@ class Worker:
         while (unit := self._backlog.take()) is not None:
             try:
                 self._run(*unit)
-            except Exception:
-                logger.exception("a bug in Flask-Pika, please report it")
+            except BaseException:  # a signal's receiver may exit, too
+                logger.exception("the work on a delivery was cut short")
+            # Nor is it kept while this thread waits: it may be large, and nobody's else.
+            del unit
             if os.getpid() != self._pid:
                 return  # a handler forked, and the child came back from it: the message is the parent's
             self._backlog.done()
@@ -244,7 +248,11 @@ class Worker:
         actions = self._become(consumer, deliveries, error)
         subscription.settle_all(deliveries, actions)
         subscriber.note(actions, error, seconds)
-        tell(self._app, deliveries, error, seconds)
+        try:
+            tell(self._app, deliveries, error, seconds)
+        finally:
+            # Its traceback leads back to here: until a garbage collection, it would keep the deliveries.
+            del error
 
     def _become(
         self, consumer: Consumer, deliveries: list[Delivery], error: BaseException | None
