@@ -27,11 +27,13 @@ from flask_pika import (
     Requeue,
     SettlementError,
     SetupError,
+    UndecodableMessage,
     signals,
 )
 from flask_pika.consumer import Consumer, choose
 from flask_pika.handling import handle as run_handler
-from flask_pika.handling import tell
+from flask_pika.handling import log_failure, tell
+from flask_pika.retry import Decision
 
 SECRET = "s3cret-body"
 CONSUMER_LOG = "flask_pika.consumer"
@@ -674,13 +676,13 @@ def test_json_is_the_apps_own(app: Flask, fpika: Pika) -> None:
 
 
 @pytest.mark.parametrize(
-    ("look", "error"),
+    ("look", "cause"),
     [("json", json.JSONDecodeError), ("json", UnicodeDecodeError), ("text", UnicodeDecodeError)],
 )
 def test_a_body_that_is_none_fails_its_handler_and_is_not_shown(
-    fpika: Pika, caplog: pytest.LogCaptureFixture, look: str, error: type[Exception]
+    fpika: Pika, caplog: pytest.LogCaptureFixture, look: str, cause: type[Exception]
 ) -> None:
-    body = SECRET.encode() + (b"\xff" if error is UnicodeDecodeError else b"")
+    body = SECRET.encode() + (b"\xff" if cause is UnicodeDecodeError else b"")
 
     @fpika.consumer("orders")
     def handle(delivery: Delivery) -> None:
@@ -688,7 +690,8 @@ def test_a_body_that_is_none_fails_its_handler_and_is_not_shown(
 
     outcome = fpika.run_consumer(handle, body)
     assert outcome.rejected
-    assert isinstance(outcome.error, error)
+    assert isinstance(outcome.error, UndecodableMessage)
+    assert isinstance(outcome.error.__cause__, cause)
     assert SECRET not in caplog.text
 
 
@@ -701,7 +704,8 @@ def test_properties_that_cannot_be_decoded_fail_their_handler_and_no_more(
     assert run_handler(app, Consumer("q", nothing), lambda one: got.append(one.body), [delivery]) is None
     assert got == [b"body"]
     error = run_handler(app, Consumer("q", nothing), lambda one: one.headers, [delivery])
-    assert error is not None
+    assert isinstance(error, UndecodableMessage)
+    log_failure(Consumer("q", nothing), [delivery], error, Decision(Action.REJECT))
     assert "message without an id of queue 'q'" in caplog.text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +79,8 @@ def handle(
 ) -> BaseException | None:
     """Run a handler in an app context of its own; what it raised, or what the context's end did."""
     first = deliveries[0]
-    token = _current.set(first)
     try:
-        with app.app_context():
+        with about(first), app.app_context():
             if signals.received.receivers:
                 for delivery in deliveries:
                     signals.send(signals.received, lambda: app, delivery=delivery)
@@ -91,6 +90,14 @@ def handle(
         return exc
     else:
         return None
+
+
+@contextlib.contextmanager
+def about(delivery: Delivery) -> Iterator[None]:
+    """What is logged in this block is about this delivery: see :class:`DeliveryFilter`."""
+    token = _current.set(delivery)
+    try:
+        yield
     finally:
         _current.reset(token)
 
@@ -104,10 +111,16 @@ def log_failure(
     if decision.action is Action.RETRY and consumer.retry is not None:
         attempt = f"attempt {deliveries[0].attempt} of {consumer.retry.attempts}"
         becomes = f"{attempt}, the next one is in {decision.delay:g} s"
+    with about(deliveries[0]):
+        _say(consumer, what, exc, becomes)
+
+
+def _say(consumer: Consumer, what: str, exc: BaseException, becomes: str) -> None:
     if isinstance(exc, Reject):
         logger.warning("%s rejects %s: %s; %s", consumer.name, what, exc, becomes)
     elif isinstance(exc, (Requeue, RetryLater)):
-        logger.info("%s puts off %s: %s; %s", consumer.name, what, exc, becomes)
+        verb = "requeues" if isinstance(exc, Requeue) else "puts off"
+        logger.info("%s %s %s: %s; %s", consumer.name, verb, what, exc, becomes)
     else:
         logger.error("%s failed at %s; %s", consumer.name, what, becomes, exc_info=exc)
 

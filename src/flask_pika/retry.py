@@ -97,9 +97,9 @@ def decide(
 def waiting_queue(queue: str, delay: float) -> Queue:
     """The queue in which a queue's retries wait for so many seconds, and then go back to it alone.
 
-    Quorum, with at-least-once dead-lettering, for which RabbitMQ wants reject-publish: what waits, and what is
-    on its way back, survives a broker that is killed. Messages expire in the order in which they came, so
-    each delay has a queue of its own.
+    Quorum, with at-least-once dead-lettering, for which RabbitMQ wants reject-publish: what waits, and what
+    goes back, survives a broker that is killed. Messages expire in the order in which they came, so each
+    delay has a queue of its own.
     """
     milliseconds = max(1, round(delay * 1000))
     arguments: dict[str, Any] = {
