@@ -164,6 +164,55 @@ def test_a_queue_can_be_looked_into(broker: Broker) -> None:
     assert len(broker.queues) == 0
 
 
+def test_dead_letters_that_stay_with_their_queue_can_be_looked_into() -> None:
+    told: list[str] = []
+    with Broker(dead_letter_retry=0.05, memory=1000, event=told.append) as broker, raw(broker) as ch:
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-overflow": "reject-publish",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": "end",
+            "x-message-ttl": 1,
+        }
+        ch.queue_declare("q", durable=True, arguments=arguments)
+        ch.basic_publish("", "q", b"x" * 1234)
+        wait_for(lambda: broker.queues["q"].dead_letters, "it is dead")
+        assert broker.queues["q"].messages == []
+        (kept,) = broker.queues["q"].dead_letters
+        assert (kept.body, kept.routing_key, kept.headers) == (b"x" * 1234, "q", {})
+        wait_for(lambda: any("more than the 1,000" in line for line in told), "it takes memory")
+        ch.queue_declare("end")
+        assert broker.queues["end"].wait_for(1)[0].headers["x-death"][0]["queue"] == "q"
+        assert broker.queues["q"].dead_letters == []
+    text = "1,234 bytes stay with 'q': they have nowhere to go; tried again in 0.05 s"
+    assert told.count(text) == 1
+
+
+def test_a_chain_of_queues_that_keep_their_dead_letters_is_as_long_as_one_likes(broker: Broker) -> None:
+    kept = {
+        "x-queue-type": "quorum",
+        "x-overflow": "reject-publish",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-dead-letter-exchange": "",
+        "x-message-ttl": 0,
+    }
+    with raw(broker) as ch:
+        for number in range(300):
+            key = {"x-dead-letter-routing-key": str(number + 1)}
+            ch.queue_declare(str(number), durable=True, arguments={**kept, **key})
+        ch.queue_declare("300")
+        ch.basic_publish("", "0", b"x")
+        (came,) = broker.queues["300"].wait_for(1)
+        assert len(came.headers["x-death"]) == 300
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
+def test_dead_letters_are_not_tried_again_at_no_time(seconds: float) -> None:
+    with pytest.raises(BrokerError, match="expected seconds, more than 0"):
+        Broker(dead_letter_retry=seconds)
+
+
 def test_events_are_told_in_words_and_a_listener_that_fails_harms_nobody() -> None:
     told: list[str] = []
     with Broker(event=told.append) as broker, raw(broker) as ch:

@@ -16,6 +16,9 @@ from tests.contract.raw import Wire
 Connect = Callable[..., pika.BlockingConnection]
 Declare = Callable[..., str]
 
+#: Seconds until a dead letter that no queue took is tried again; RabbitMQ is told so where it counts.
+RETRY = 1.0
+
 
 @pytest.fixture(scope="session", params=[pytest.param("rabbitmq", marks=pytest.mark.broker), "embedded"])
 def broker(request: pytest.FixtureRequest) -> Iterator[Peer]:
@@ -24,7 +27,7 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Peer]:
         node = request.getfixturevalue("node")
         yield Peer("rabbitmq", "127.0.0.1", node.port)
     else:
-        with Broker() as embedded:
+        with Broker(dead_letter_retry=RETRY) as embedded:
             yield Peer("embedded", embedded.host, embedded.port)
 
 

@@ -293,3 +293,18 @@ def test_a_quorum_queue_told_to_reject_and_dead_letter_drops_its_oldest(
     confirmed(pub, q, b"1", b"2", b"3")
     has(ch, q, 1)
     assert fetch(ch, q).body == b"3"
+
+
+@pytest.mark.parametrize(("most", "again"), [(0, 0), (1, 0), (2, 1), (5, 4), (10, 8)])
+def test_a_quorum_queue_that_rejects_has_one_too_many_then_waits_for_room(
+    ch: BlockingChannel, pub: BlockingChannel, typed: Declare, most: int, again: int
+) -> None:
+    q = typed("quorum", x_max_length=most, x_overflow="reject-publish")
+    confirmed(pub, q, *[b"x"] * (most + 1))
+    for left in range(most, again - 1, -1):
+        with pytest.raises(pika.exceptions.NackError):
+            confirmed(pub, q, b"x")
+        fetch(ch, q)
+        has(ch, q, left)
+    confirmed(pub, q, b"x")
+    has(ch, q, again + 1)

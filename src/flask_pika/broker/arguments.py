@@ -28,9 +28,15 @@ class QueueSettings:
     overflow: str = "drop-head"
     dead_letter_exchange: str | None = None
     dead_letter_routing_key: str | None = None
+    dead_letter_strategy: str = "at-most-once"
     max_priority: int = 0
     single_active_consumer: bool = False
     delivery_limit: int | None = None
+
+    @property
+    def at_least_once(self) -> bool:
+        """Whether dead letters stay until they have come: with no other overflow, RabbitMQ keeps them."""
+        return self.dead_letter_strategy == _AT_LEAST_ONCE and self.overflow == "reject-publish"
 
 
 def integer(field: Field) -> int:
@@ -188,8 +194,6 @@ def read_queue_arguments(arguments: Table, where: str) -> QueueSettings:
             raise precondition_failed(
                 f"invalid arg '{argument}' for {where} of queue type rabbit_{kind}_queue"
             )
-    if values.get("dead_letter_strategy") == _AT_LEAST_ONCE:
-        raise not_implemented("the dead-letter strategy at-least-once is not for this broker")
     if "dead_letter_routing_key" in values and "dead_letter_exchange" not in values:
         raise precondition_failed(
             f"invalid arg 'x-dead-letter-routing-key' for {where}: routing_key_but_no_dlx_defined"

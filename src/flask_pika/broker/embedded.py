@@ -47,6 +47,8 @@ class Broker:
     :param virtual_hosts: their names. The first one is in the URL.
     :param heartbeat: seconds that it proposes to clients; 0 for none.
     :param memory: bytes of messages from which on publishers have to wait, as at RabbitMQ's memory alarm.
+    :param dead_letter_retry: seconds from when a dead letter that no queue took is tried again, with the
+        strategy at-least-once. RabbitMQ's ``dead_letter_worker_publisher_confirm_timeout``.
     :param event: called with a line for each thing that happens, each message among them, in the broker's
         thread. The logger ``flask_pika.broker`` has them too, as INFO, without the messages.
     """
@@ -60,6 +62,7 @@ class Broker:
         virtual_hosts: Sequence[str] = ("/",),
         heartbeat: int = 60,
         memory: int = 2**30,
+        dead_letter_retry: float = 180.0,
         event: Callable[[str], object] | None = None,
     ) -> None:
         self.host = host
@@ -71,6 +74,9 @@ class Broker:
         self._virtual_hosts = tuple(virtual_hosts)
         self._heartbeat = heartbeat
         self._memory = memory
+        if not dead_letter_retry > 0:
+            raise BrokerError(f"dead_letter_retry is {dead_letter_retry!r}; expected seconds, more than 0")
+        self._dead_letter_retry = dead_letter_retry
         self._event = event
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -129,6 +135,7 @@ class Broker:
                 vhosts=self._virtual_hosts,
                 heartbeat=self._heartbeat,
                 memory=self._memory,
+                dead_letter_retry=self._dead_letter_retry,
                 event=self._say,
                 watches=self._event is not None,
             )

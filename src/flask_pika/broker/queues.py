@@ -7,32 +7,15 @@ back to where it stood.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from .arguments import QueueSettings, parse_expiration
+from .clock import Clock, Timer
 from .contents import Content
+from .letters import Letters
 from .line import Entry, Line
 from .tables import Field, Table
-
-
-class Timer(Protocol):
-    """Something that will be called, unless it is cancelled."""
-
-    def cancel(self) -> object:
-        """Not any more."""
-
-
-class Clock(Protocol):
-    """What a queue knows of time: an asyncio loop, or a stand-in."""
-
-    def time(self) -> float:
-        """Seconds, from any beginning."""
-        ...
-
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
-        """Have it called when ``delay`` seconds have passed."""
-        ...
 
 
 class Consumer(Protocol):
@@ -92,10 +75,12 @@ class Queue:
         self.deleted = False
         self.consumers: list[Consumer] = []
         self.unacked: dict[Entry, None] = {}
+        self.letters = Letters()  #: which :class:`~.forwarding.Forwarding` takes care of
         self._keeper = keeper
         self._clock = clock
         self._line = Line()
         self._lent = 0
+        self._is_full = False
         self._position = 0
         self._expiry: tuple[float, Timer] | None = None
         self._unused: Timer | None = None
@@ -109,8 +94,8 @@ class Queue:
 
     @property
     def memory(self) -> int:
-        """How many bytes its messages take, the unacked ones among them."""
-        return self._line.weight + self._lent
+        """How many bytes its messages take, the unacked ones and those it gave up among them."""
+        return self._line.weight + self._lent + self.letters.weight
 
     def _lend(self, entry: Entry) -> None:
         self.unacked[entry] = None
@@ -131,21 +116,23 @@ class Queue:
     def publish(self, content: Content) -> bool:
         """Take a message; False when the queue is full and rejects."""
         self._drop_expired()
-        settings = self.settings
-        if settings.overflow != "drop-head" and self._is_beyond(self._line.count + 1, content.size):
-            if settings.overflow == "reject-publish-dlx":
+        if self._has_no_room(content.size):
+            if self.settings.overflow == "reject-publish-dlx":
                 self._keeper.dead_letter(self, self._entry(content), "maxlen")
             return False
         entry = self._entry(content)
         if not self._line.count and self._hand_over(entry):
             return True  # also with a TTL of 0, or a max-length of 0
         self._line.append(entry)
-        self._drop_surplus()
+        if self.settings.overflow == "drop-head":
+            self._drop_surplus()
+        else:
+            self._is_full = self._is_full or self._is_beyond(0, 0)
         self._drop_expired()
         return True
 
     def _drop_surplus(self) -> None:
-        while self._line.count and self._is_beyond(self._line.count, 0):
+        while self._line.count and self._is_beyond(0, 0):
             self._keeper.dead_letter(self, self._line.pop(), "maxlen")
 
     def _entry(self, content: Content) -> Entry:
@@ -159,10 +146,23 @@ class Queue:
         expires_at = None if ttl is None else self._clock.time() + ttl / 1000
         return Entry(content, self._position, priority, expires_at)
 
-    def _is_beyond(self, count: int, size: int) -> bool:
-        settings, line = self.settings, self._line
-        return (settings.max_length is not None and count > settings.max_length) or (
-            settings.max_length_bytes is not None and line.bytes + size > settings.max_length_bytes
+    def _has_no_room(self, size: int) -> bool:
+        """Whether one more of this size is to be rejected."""
+        if self.settings.overflow == "drop-head":
+            return False
+        if self.settings.kind == "classic":
+            return self._is_beyond(1, size)
+        # A quorum queue is full with one too many, until it is down to four fifths of what it may have.
+        self._is_full = self._is_full and self._is_beyond(0, 0, 0.8)
+        return self._is_full
+
+    def _is_beyond(self, count: int, size: int, share: float = 1) -> bool:
+        """Whether it has more than it may, or than a share of that, with so many and so much in addition."""
+        settings = self.settings
+        count += self._line.count + self.letters.count
+        size += self._line.bytes + self.letters.bytes
+        return (settings.max_length is not None and count > int(settings.max_length * share)) or (
+            settings.max_length_bytes is not None and size > int(settings.max_length_bytes * share)
         )
 
     # Going out
@@ -297,6 +297,7 @@ class Queue:
         count = self.count
         self.deleted = True
         self._line = Line()
+        self.letters.drop()
         self._watch_expiry()
         if self._unused is not None:
             self._unused.cancel()

@@ -45,6 +45,7 @@ class Server:
         vhosts: tuple[str, ...],
         heartbeat: int,
         memory: int,
+        dead_letter_retry: float,
         event: Callable[[str], object],
         watches: bool,
     ) -> None:
@@ -53,7 +54,7 @@ class Server:
         self.heartbeat = heartbeat
         self.event = event
         self.watches = watches
-        self.vhosts = {name: VirtualHost(name, loop, event, watches) for name in vhosts}
+        self.vhosts = {name: VirtualHost(name, loop, dead_letter_retry, event, watches) for name in vhosts}
         self.connections: dict[ClientConnection, None] = {}
         self.replies: dict[str, Channel] = {}
         self.properties: Table = {

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import collections
-import time
 from collections.abc import Callable, Iterable
 
-from . import dead_letters
 from .arguments import compare_arguments, not_implemented, read_queue_arguments, refuse_unsupported
+from .clock import Clock
 from .closing import ChannelClosing, ConnectionClosing, not_found, precondition_failed
 from .contents import Content
 from .exchanges import TYPES, Destination, Exchange, check_headers_binding
+from .forwarding import Forwarding
 from .frames import fresh_token
 from .line import Entry
-from .queues import Clock, Queue
+from .queues import Queue
 from .streams import Stream
 from .tables import Field, Table
 
@@ -30,6 +29,7 @@ _COMPARED = (
     "x-message-ttl",
     "x-dead-letter-exchange",
     "x-dead-letter-routing-key",
+    "x-dead-letter-strategy",
     "x-max-length",
     "x-max-length-bytes",
     "x-max-priority",
@@ -46,12 +46,14 @@ class VirtualHost:
 
     :param event: told in words of what happens.
     :param watches: whether it is told of each message, too.
+    :param retry: seconds from when a dead letter that no queue took is tried again.
     """
 
     def __init__(
         self,
         name: str,
         clock: Clock,
+        retry: float,
         event: Callable[[str], object] = lambda _text: None,
         watches: bool = False,
     ) -> None:
@@ -61,9 +63,7 @@ class VirtualHost:
         self.queues: dict[str, Queue] = {}
         self._clock = clock
         self._event = event
-        # Not one in the other: a chain of queues is as long as its makers like.
-        self._dead: collections.deque[tuple[str, Content, list[str]]] = collections.deque()
-        self._burying = False
+        self._forwarding = Forwarding(self, clock, retry, event if watches else None)
         for exchange, kind in _PREDECLARED.items():
             self.exchanges[exchange] = Exchange(
                 exchange, kind, durable=True, auto_delete=False, internal=False, arguments={}
@@ -319,6 +319,10 @@ class VirtualHost:
         taken = [queue.publish(content) for queue in queues]
         return bool(queues), all(taken)
 
+    def has_exchange(self, name: str) -> bool:
+        """Whether there is such an exchange; the default one there always is."""
+        return name == "" or name in self.exchanges
+
     def route(self, content: Content, exchange: str, routing_keys: Iterable[str]) -> list[Queue]:
         """The queues that a message goes to from an exchange, each once."""
         keys = list(routing_keys)
@@ -349,28 +353,7 @@ class VirtualHost:
         if self._watches:
             to = "dropped" if exchange is None else f"a dead letter to exchange {exchange!r}"
             self._event(f"{entry.content.size:,} bytes in {queue.name!r} are {reason}: {to}")
-        if exchange is None:
-            return
-        key = queue.settings.dead_letter_routing_key
-        keys = entry.content.routing_keys() if key is None else [key]
-        content = dead_letters.bury(
-            entry.content, queue.name, reason, exchange, key, timestamp=int(time.time())
-        )
-        self._dead.append((exchange, content, keys))
-        self._bury()
-
-    def _bury(self) -> None:
-        if self._burying:
-            return
-        self._burying = True
-        try:
-            while self._dead:
-                exchange, content, keys = self._dead.popleft()
-                for queue in self.route(content, exchange, keys):
-                    if not dead_letters.is_cycle(content, queue.name):
-                        queue.publish(content)
-        finally:
-            self._burying = False
+        self._forwarding.bury(queue, entry, reason)
 
 
 def _said_of(content: Content, queues: list[Queue]) -> str:

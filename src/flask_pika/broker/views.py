@@ -89,6 +89,15 @@ class QueueView:
         )
 
     @property
+    def dead_letters(self) -> list[StoredMessage]:
+        """Those that it gave up, and keeps until the queues that they go to take them: at-least-once."""
+        return _stored(
+            self._read(
+                lambda queue: [(letter.entry.content, letter.entry.redelivered) for letter in queue.letters]
+            )
+        )
+
+    @property
     def consumers(self) -> int:
         """How many consumers there are."""
         return self._read(lambda queue: len(queue.consumers))
