@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 from flask import current_app, has_app_context
 from pika.spec import BasicProperties
 
+from .encoded import EncodedProperties
 from .errors import SettlementError, UndecodableMessage
 
 
@@ -46,6 +46,7 @@ class Delivery:
 
     __slots__ = (
         "_content",
+        "_decoded",
         "_settle",
         "_unsettled",
         "body",
@@ -73,7 +74,8 @@ class Delivery:
         self.exchange = exchange
         self.routing_key = routing_key
         self.body = body
-        self._content = content  # the properties
+        self._content = content  # the properties, as they came
+        self._decoded: BasicProperties | None = None
         self._settle = settle
         # Of several threads that pop it, one has it.
         self._unsettled = [True] if settle is not None else []
@@ -81,32 +83,46 @@ class Delivery:
     @property
     def properties(self) -> BasicProperties:
         """All of AMQP's properties, as pika has them."""
-        if isinstance(self._content, bytes):  # now that somebody looks
+        if self._decoded is None:  # now that somebody looks
             made: Any = BasicProperties  # pika's generated classes are not annotated
             try:
-                decoded: BasicProperties = made().decode(self._content)
+                content = self._content
+                self._decoded = made().decode(content) if isinstance(content, bytes) else content
             except Exception as exc:  # of many types
                 raise UndecodableMessage("the message's properties cannot be decoded") from exc
-            self._content = decoded
-        return self._content
+        decoded: BasicProperties = self._decoded
+        return decoded
+
+    def encoded(self) -> EncodedProperties:
+        """All of AMQP's properties as they came, whatever the handler did to those that it has; for a copy.
+
+        :raises UndecodableMessage: they are none.
+        """
+        content: Any = self._content
+        return EncodedProperties(content if isinstance(content, bytes) else b"".join(content.encode()))
+
+    @property
+    def failure(self) -> dict[str, Any]:
+        """What is written onto it about its last failure: see :mod:`flask_pika.failures`."""
+        content = self._content
+        if isinstance(content, bytes) and _RETURNED not in content:  # as nearly all
+            return {}
+        try:
+            return self.encoded().values(FAILURE)
+        except UndecodableMessage:
+            return {}
 
     def restore(self) -> None:
         """Say of a message that comes from the retries, or was replayed, where it was first published to."""
-        content = self._content
-        if isinstance(content, bytes) and _RETURNED not in content:  # as nearly all
-            return
-        with contextlib.suppress(UndecodableMessage):
-            headers = self.headers
-            self.exchange = str(headers.get(f"{FAILURE}exchange", self.exchange))
-            self.routing_key = str(headers.get(f"{FAILURE}routing-key", self.routing_key))
+        failure = self.failure
+        exchange, routing_key = failure.get("exchange"), failure.get("routing-key")
+        if isinstance(exchange, str) and isinstance(routing_key, str):
+            self.exchange, self.routing_key = exchange, routing_key
 
     @property
     def attempt(self) -> int:
         """Which attempt this is, of a consumer with ``retry``, counted from 1."""
-        try:
-            before = self.headers.get(f"{FAILURE}attempts", 0)
-        except UndecodableMessage:
-            before = 0
+        before = self.failure.get("attempts")
         return before + 1 if isinstance(before, int) and before > 0 else 1
 
     @property

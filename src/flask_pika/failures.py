@@ -5,11 +5,14 @@ On each: ``x-failure-attempts``, how often its handler has failed; ``x-failure-f
 ``x-failure-exchange``, ``x-failure-routing-key`` and ``x-failure-queue``, where it was published to and
 where it failed. On dead letters also ``x-failure-reason``, ``x-failure-traceback``, shortened, and
 ``x-failure-host``.
+
+All else is as it was, byte for byte, but for: ``user_id``, as which only that user may publish;
+``expiration``, within which it was delivered; the headers ``CC`` and ``BCC``, which would route the copy
+elsewhere; and the broker's own about earlier dead-lettering and delivery counts.
 """
 
 from __future__ import annotations
 
-import copy
 import datetime
 import os
 import socket
@@ -19,84 +22,94 @@ from typing import Any
 from pika import BasicProperties
 
 from .delivery import FAILURE, Delivery
-from .message import PROPERTIES
+from .encoded import EncodedProperties
+from .errors import UndecodableMessage
 
 #: Characters of an exception's message, and of a traceback: headers have to fit in one frame.
 _MESSAGE, _TRACEBACK = 500, 4000
-#: The header that may be left out, when all of them are too long.
-TRACEBACK = f"{FAILURE}traceback"
+#: As AMQP has whole numbers for certain.
+_MOST = 2**31 - 1
+_ORIGIN = (f"{FAILURE}exchange", f"{FAILURE}routing-key")
+_NOT_KEPT = ("user_id", "expiration")
 #: What RabbitMQ has put on a message, and puts on the copy anew; and what would route the copy elsewhere.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
 _ROUTING = ("CC", "BCC")
 
 
-def retried(delivery: Delivery, error: BaseException, now: datetime.datetime) -> BasicProperties:
+def retried(delivery: Delivery, error: BaseException, now: datetime.datetime) -> EncodedProperties:
     """The properties of a copy that waits for its next attempt."""
     return _copy(delivery, _about(delivery, error, now))
 
 
-def dead(delivery: Delivery, error: BaseException, reason: str, now: datetime.datetime) -> BasicProperties:
+def dead(delivery: Delivery, error: BaseException, reason: str, now: datetime.datetime) -> EncodedProperties:
     """The properties of a copy among the dead letters."""
     about = _about(delivery, error, now)
     about["reason"] = reason
     about["host"] = f"{socket.gethostname()} (pid {os.getpid()})"
     # Without the frame of ours that called the handler.
     where = error.__traceback__ and (error.__traceback__.tb_next or error.__traceback__)
-    text = "".join(traceback.format_exception(type(error), error, where))
+    try:
+        text = "".join(traceback.format_exception(type(error), error, where))
+    except Exception as exc:  # of an exception that somebody made
+        text = f"(it cannot be formatted: {type(exc).__qualname__})"
     about["traceback"] = _shortened(text, _TRACEBACK)
     return _copy(delivery, about)
 
 
-def revived(properties: BasicProperties) -> BasicProperties:
-    """The properties of a dead letter that is to be handled again, as if it had never failed."""
-    result = _properties(properties, {})
-    for name in ("exchange", "routing-key"):  # where it came from is still so
-        value = (properties.headers or {}).get(FAILURE + name)
-        if value is not None:
-            result.headers[FAILURE + name] = value
-    return result
+def shorten(properties: EncodedProperties) -> bool:
+    """Leave out what is long and may be left out; whether there was anything."""
+    for name in ("traceback", "message"):
+        if properties.values(FAILURE + name):
+            properties.leave_out_headers(lambda header: header == FAILURE + name)  # noqa: B023
+            return True
+    return False
 
 
-def _about(delivery: Delivery, error: BaseException, now: datetime.datetime) -> dict[str, Any]:
+def leave_out_all_others(properties: EncodedProperties) -> None:
+    """Leave out the headers that the message came with."""
+    properties.leave_out_headers(lambda name: not name.startswith(FAILURE))
+
+
+def revived(properties: EncodedProperties) -> EncodedProperties:
+    """The properties of a dead letter, made those of one that is to be handled as if it had never failed."""
+    properties.leave_out(*_NOT_KEPT)
+    # Where it came from is still so.
+    properties.leave_out_headers(lambda name: _is_about_the_past(name) and name not in _ORIGIN)
+    return properties
+
+
+def _about(delivery: Delivery, error: BaseException, now: datetime.datetime) -> dict[str, str | int]:
     moment = now.astimezone(datetime.timezone.utc).isoformat(timespec="milliseconds")
     try:
-        before = delivery.headers
-    except ValueError:  # they cannot be decoded
-        before = {}
+        text = str(error)
+    except Exception as exc:  # of an exception that somebody made
+        text = f"(it has no text: {type(exc).__qualname__})"
     return {
-        "attempts": delivery.attempt,
-        "first-time": before.get(f"{FAILURE}first-time", moment),
+        "attempts": min(delivery.attempt, _MOST),
+        "first-time": str(delivery.failure.get("first-time", moment)),
         "last-time": moment,
-        "type": type(error).__qualname__,
-        "message": _shortened(str(error), _MESSAGE),
+        "type": _shortened(type(error).__qualname__, _MESSAGE),
+        "message": _shortened(text, _MESSAGE),
         "exchange": delivery.exchange,
         "routing-key": delivery.routing_key,
         "queue": delivery.queue,
     }
 
 
-def _copy(delivery: Delivery, about: dict[str, Any]) -> BasicProperties:
+def _copy(delivery: Delivery, about: dict[str, str | int]) -> EncodedProperties:
     try:
-        properties = delivery.properties
-    except ValueError:
-        make: Any = BasicProperties  # pika's generated classes are not annotated
-        properties = make(delivery_mode=2)
-    return _properties(properties, about)
-
-
-def _properties(properties: BasicProperties, about: dict[str, Any]) -> BasicProperties:
-    make: Any = BasicProperties
-    # Not user_id: the broker takes a message as this user's alone. Not expiration: it was delivered in time.
-    names = (name for name in PROPERTIES if name not in ("headers", "user_id", "expiration"))
-    result: BasicProperties = make(**{name: getattr(properties, name) for name in names})
-    headers = {
-        name: copy.deepcopy(value)
-        for name, value in (properties.headers or {}).items()
-        if not name.startswith((*_BROKERS, FAILURE)) and name not in _ROUTING
-    }
-    headers.update((FAILURE + name, value) for name, value in about.items())
-    result.headers = headers
+        result = delivery.encoded()
+    except UndecodableMessage:
+        persistent: Any = BasicProperties  # pika's generated classes are not annotated
+        result = EncodedProperties(b"".join(persistent(delivery_mode=2).encode()))
+    result.leave_out(*_NOT_KEPT)
+    result.leave_out_headers(_is_about_the_past)
+    result.put({FAILURE + name: value for name, value in about.items()})
     return result
+
+
+def _is_about_the_past(header: str) -> bool:
+    return header.startswith((*_BROKERS, FAILURE)) or header in _ROUTING
 
 
 def _shortened(text: str, length: int) -> str:

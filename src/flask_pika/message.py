@@ -12,6 +12,7 @@ from pika import DeliveryMode
 from pika import data as pika_data
 from pika.spec import BasicProperties
 
+from .encoded import EncodedProperties
 from .errors import InvalidMessage
 from .params import is_finite, nearest, type_of
 
@@ -139,6 +140,8 @@ def checked_properties(
             if value is not None and (name, value) != ("message_id", ""):  # an empty id is none
                 setattr(result, name, _checked(name, value))
         return result
+    if isinstance(properties, EncodedProperties):
+        return properties
     if not isinstance(properties, BasicProperties):
         raise InvalidMessage(f"properties is {type_of(properties)}; expected pika.BasicProperties")
     if named:

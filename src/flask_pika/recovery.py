@@ -6,12 +6,12 @@ import datetime
 import logging
 from collections.abc import Callable
 
-from pika import BasicProperties
-
 from . import failures
 from .consumer import Consumer
 from .delivery import Action, Delivery
+from .encoded import EncodedProperties
 from .errors import InvalidMessage, Reject, UndecodableMessage, Unroutable
+from .handling import about
 from .message import Message
 from .retry import Decision, dead_queue, rounded, waiting_queue
 from .topology import Queue
@@ -40,36 +40,64 @@ class Recovery:
     def settle(
         self, consumer: Consumer, delivery: Delivery, error: BaseException, decision: Decision
     ) -> Action | None:
-        """Do what was decided; how the delivery itself is to be settled."""
+        """Do what was decided; how the delivery itself is to be settled.
+
+        ``GIVE_BACK``: it could not be done. Not at once, as then it would come again at once.
+        """
         if decision.action not in (Action.RETRY, Action.DEAD):
             return decision.action
-        if decision.action is Action.RETRY:
-            configured = () if consumer.retry is None else consumer.retry.delays
-            delay = decision.delay if decision.delay in configured else rounded(decision.delay)
-            queue = waiting_queue(consumer.queue, delay)
-            properties = failures.retried(delivery, error, self._now())
-        else:
-            queue = dead_queue(consumer.queue)
-            properties = failures.dead(delivery, error, _reason(consumer, error), self._now())
-        try:
-            self._copy(delivery, queue, properties)
-        except InvalidMessage as exc:
-            logger.error("%r cannot be copied to %s, and is rejected: %s", delivery, queue, exc)  # noqa: TRY400
-            return Action.REJECT
-        except Exception as exc:
-            logger.error("%r was not copied to %s, and goes back: %s", delivery, queue, exc)  # noqa: TRY400
-            return Action.GIVE_BACK
-        return decision.action
+        with about(delivery):
+            try:
+                return self._settle(consumer, delivery, error, decision)
+            except Exception as exc:
+                name = dead_queue(consumer.queue).name
+                if decision.action is Action.RETRY:
+                    name = self._waiting(consumer, decision).name
+                logger.error("%r was not copied to queue %r, and goes back: %s", delivery, name, exc)  # noqa: TRY400
+                return Action.GIVE_BACK
 
-    def _copy(self, delivery: Delivery, queue: Queue, properties: BasicProperties) -> None:
+    def _settle(
+        self, consumer: Consumer, delivery: Delivery, error: BaseException, decision: Decision
+    ) -> Action:
+        reason = _reason(consumer, error)
+        if decision.action is Action.RETRY:
+            properties = failures.retried(delivery, error, self._now())
+            if self._copy(delivery, self._waiting(consumer, decision), properties):
+                return Action.RETRY
+            logger.error(
+                "%r has headers that leave no room for those about its failure; it goes to the dead letters",
+                delivery,
+            )
+            reason = "too-long"
+        queue = dead_queue(consumer.queue)
+        properties = failures.dead(delivery, error, reason, self._now())
+        if not self._copy(delivery, queue, properties):
+            logger.error("%r has headers that are too long, and is copied to %s without", delivery, queue)
+            failures.leave_out_all_others(properties)
+            self._send(delivery, queue, properties)
+        return Action.DEAD
+
+    @staticmethod
+    def _waiting(consumer: Consumer, decision: Decision) -> Queue:
+        configured = () if consumer.retry is None else consumer.retry.delays
+        delay = decision.delay if decision.delay in configured else rounded(decision.delay)
+        return waiting_queue(consumer.queue, delay)
+
+    def _copy(self, delivery: Delivery, queue: Queue, properties: EncodedProperties) -> bool:
+        """Whether it could be sent: not, when headers are too long for a frame, even without the longest."""
+        while True:
+            try:
+                self._send(delivery, queue, properties)
+            except InvalidMessage:
+                if not failures.shorten(properties):
+                    return False
+            else:
+                return True
+
+    def _send(self, delivery: Delivery, queue: Queue, properties: EncodedProperties) -> None:
         message = Message(delivery.body, routing_key=queue.name, properties=properties)
         try:
             self._publish(message)
-        except InvalidMessage:
-            # Too long for a frame, with what was put to it.
-            if properties.headers.pop(failures.TRACEBACK, None) is None:
-                raise
-            self._copy(delivery, queue, properties)
         except Unroutable:
             # A delay that a handler asked for, or somebody deleted the queue.
             self._declare(queue)
