@@ -705,7 +705,7 @@ def test_properties_that_cannot_be_decoded_fail_their_handler_and_no_more(
     assert got == [b"body"]
     error = run_handler(app, Consumer("q", nothing), lambda one: one.headers, [delivery])
     assert isinstance(error, UndecodableMessage)
-    log_failure(Consumer("q", nothing), [delivery], error, Decision(Action.REJECT))
+    log_failure(Consumer("q", nothing), [delivery], error, [Decision(Action.REJECT)])
     assert "message without an id of queue 'q'" in caplog.text
 
 

@@ -207,6 +207,9 @@ class TopologyMismatch(_WithReply, pika_errors.ChannelClosedByBroker):
     """
 
 
+#: Seconds: ten years, to which RabbitMQ's timers count.
+_LONGEST_DELAY = 315_360_000
+
 # Consuming. The first three are a handler's word on its delivery; nobody else raises them.
 
 
@@ -226,9 +229,18 @@ class RetryLater(FlaskPikaError):
     """A handler raises it: again, after a delay. It counts as an attempt of the consumer's ``retry``.
 
     :ivar delay: seconds; None: the next one of the consumer's ``retry``.
+    :raises ValueError: it is none, or more than ten years, to which RabbitMQ's timers count.
     """
 
     def __init__(self, text: str = "", *, delay: float | None = None) -> None:
+        if not isinstance(text, str):
+            raise ValueError(f"RetryLater: the text is {text!r}; seconds are given as delay={text!r}")
+        if delay is not None:
+            number = isinstance(delay, (int, float)) and not isinstance(delay, bool)
+            if not number or not 0 <= delay <= _LONGEST_DELAY:
+                raise ValueError(
+                    f"RetryLater: delay is {delay!r}; expected seconds, from 0 to {_LONGEST_DELAY}"
+                )
         super().__init__(text)
         self.delay = delay
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import contextvars
 import logging
@@ -103,21 +104,43 @@ def about(delivery: Delivery) -> Iterator[None]:
 
 
 def log_failure(
-    consumer: Consumer, deliveries: Sequence[Delivery], exc: BaseException, decision: Decision
+    consumer: Consumer, deliveries: Sequence[Delivery], exc: BaseException, decisions: Sequence[Decision]
 ) -> None:
     """Say what a handler raised, at what, and what becomes of it."""
     what = "; ".join(map(_identity, deliveries[:3])) + ("; ..." if len(deliveries) > 3 else "")
-    becomes = _BECOMES.get(decision.action, "")
-    if decision.action is Action.RETRY and consumer.retry is not None:
-        attempt = f"attempt {deliveries[0].attempt} of {consumer.retry.attempts}"
-        becomes = f"{attempt}, the next one is in {decision.delay:g} s"
+    becomes = collections.Counter(
+        _becomes(consumer, delivery, decision)
+        for delivery, decision in zip(deliveries, decisions, strict=True)
+    )
+    said = "; ".join(becomes)
+    if len(becomes) > 1:  # a batch, of which some have failed before
+        said = "; ".join(f"{count} of them: {text}" for text, count in becomes.items())
     with about(deliveries[0]):
-        _say(consumer, what, exc, becomes)
+        _say(consumer, what, exc, said, decisions[0])
 
 
-def _say(consumer: Consumer, what: str, exc: BaseException, becomes: str) -> None:
-    if isinstance(exc, Reject):
+def _becomes(consumer: Consumer, delivery: Delivery, decision: Decision) -> str:
+    if decision.action is not Action.RETRY or consumer.retry is None:
+        return _BECOMES.get(decision.action, "")
+    attempt = f"attempt {delivery.attempt} of {consumer.retry.attempts}"
+    return f"{attempt}, the next one is in {decision.delay:g} s"
+
+
+def _say(consumer: Consumer, what: str, exc: BaseException, becomes: str, decision: Decision) -> None:
+    if isinstance(exc, RetryLater) and consumer.retry is None and decision.action is not None:
+        logger.error(
+            "%s cannot put off %s: %s; %s. For RetryLater, register it with"
+            " @fpika.consumer(%r, retry=Retry(...))",
+            consumer.name,
+            what,
+            exc,
+            becomes,
+            consumer.queue,
+        )
+    elif isinstance(exc, Reject):
         logger.warning("%s rejects %s: %s; %s", consumer.name, what, exc, becomes)
+    elif isinstance(exc, RetryLater) and decision.action is Action.DEAD:
+        logger.warning("%s puts off %s once too often: %s; %s", consumer.name, what, exc, becomes)
     elif isinstance(exc, (Requeue, RetryLater)):
         verb = "requeues" if isinstance(exc, Requeue) else "puts off"
         logger.info("%s %s %s: %s; %s", consumer.name, verb, what, exc, becomes)

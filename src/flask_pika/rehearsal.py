@@ -31,13 +31,13 @@ def rehearse(
     if consumer.ack == "none":
         settled.update((delivery.delivery_tag, Action.ACK) for delivery in deliveries)
     error = handle(app, consumer, bound_handler(app, consumer), deliveries)
-    for number, delivery in enumerate(deliveries):
-        decision = consumer.decide(delivery, error, has_dead_letters)
-        if error is not None and number == 0:
-            log_failure(consumer, deliveries, error, decision)
+    decisions = [consumer.decide(delivery, error, has_dead_letters) for delivery in deliveries]
+    if error is not None:
+        log_failure(consumer, deliveries, error, decisions)
+    for delivery, decision in zip(deliveries, decisions, strict=True):
         if decision.action is not None:
             settled[delivery.delivery_tag] = decision.action
-            delay = decision.delay
+            delay = max(delay, decision.delay)
     return Outcome(tuple(settled.get(delivery.delivery_tag) for delivery in deliveries), error, delay)
 
 

@@ -50,14 +50,18 @@ class Retry:
             value = getattr(self, name)
             if not is_finite(value) or not lowest <= value <= _LONGEST:
                 raise SetupError(f"Retry: {name} is {value!r}; expected a number from {lowest} to {_LONGEST}")
+        if self.delay > self.max_delay:
+            raise SetupError(
+                f"Retry: delay is {self.delay!r}, and max_delay {self.max_delay!r}, which is less; give both"
+            )
 
     def delay_after(self, attempt: int) -> float:
         """Seconds to wait after this attempt has failed, counted from 1."""
         # As a logarithm: 2.0 ** 1100 overflows.
         grown = math.log(self.delay) + (attempt - 1) * math.log(self.factor)
-        return (
-            self.max_delay if grown >= math.log(self.max_delay) else self.delay * self.factor ** (attempt - 1)
-        )
+        if grown >= math.log(self.max_delay):
+            return self.max_delay
+        return min(self.max_delay, self.delay * self.factor ** (attempt - 1))
 
     @property
     def delays(self) -> list[float]:
@@ -115,9 +119,10 @@ def waiting_queue(queue: str, delay: float) -> Queue:
 
 def rounded(delay: float) -> float:
     """A delay that a handler asks for, rounded up to two digits: each that is used has a queue for good."""
-    milliseconds = max(1, math.ceil(delay * 1000))
+    # First as near as a float means it: 0.07 * 1000 is more than 70.
+    milliseconds = max(1, math.ceil(round(delay * 1000, 3)))
     step: int = 10 ** max(0, len(str(milliseconds)) - 2)
-    return math.ceil(milliseconds / step) * step / 1000
+    return min(-(-milliseconds // step) * step / 1000, _LONGEST)
 
 
 def dead_queue(queue: str) -> Queue:
