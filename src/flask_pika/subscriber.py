@@ -48,7 +48,8 @@ Unit = tuple["Subscriber", Subscription, list[Delivery]]
 
 
 class Subscriber:
-    """One consumer in a worker. In the link's thread only, but for :meth:`note` and :meth:`stats`."""
+    """One consumer in a worker. In the link's thread only, but for :meth:`hold`, :meth:`note` and
+    :meth:`stats`."""
 
     def __init__(
         self,
@@ -74,6 +75,9 @@ class Subscriber:
         self._failures = 0
         self._draining = False
         self._gathered: list[Delivery] = []  # a batch that is not full
+        self._held: list[tuple[Subscription, list[int]]] = []  # to be given back, in a moment
+        self._pace = Backoff(0.1, 5.0)
+        self._copies_failed = 0  # in a row; set to 0 by any thread
         self._batches = 0  # counts them, so that a timer knows whose time is over
         #: Read by any thread.
         self.state = "connecting"
@@ -108,6 +112,7 @@ class Subscriber:
     def _forget_subscription(self) -> None:
         gone, self._subscription = self._subscription, None
         self._gathered = []
+        self._held = []
         if gone is not None:
             gone.lost()
             self._backlog.withdraw(lambda unit: unit[1] is gone)
@@ -252,6 +257,24 @@ class Subscriber:
         for unit in self._backlog.withdraw(lambda unit: unit[0] is self):
             gathered += unit[2]
         self._give_back(subscription, gathered)
+        for held in list(self._held):
+            self._let_go(held)
+
+    def _hold(self, subscription: Subscription, tags: list[int]) -> None:
+        held = (subscription, tags)
+        self._held.append(held)
+        self._copies_failed += 1
+        if self._draining:
+            self._let_go(held)
+        else:
+            self._link.call_later(self._pace.delay(self._copies_failed), lambda: self._let_go(held))
+
+    def _let_go(self, held: tuple[Subscription, list[int]]) -> None:
+        if held not in self._held:
+            return  # at the end, or lost with its connection
+        self._held.remove(held)
+        for tag in held[1]:
+            held[0].settle(tag, Action.GIVE_BACK)
 
     def _give_back(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -261,10 +284,19 @@ class Subscriber:
 
     # Any thread
 
+    def hold(self, subscription: Subscription, tags: list[int]) -> None:
+        """Give deliveries back in a moment, of which no copy could be made.
+
+        At once, they would be handled and fail again, as often as the broker can deliver them.
+        """
+        self._link.call(lambda: self._hold(subscription, tags))
+
     def note(self, actions: list[Action | None], error: BaseException | None, seconds: float) -> None:
         """A run of the handler has ended; what became of each delivery."""
         failed = error is not None and not isinstance(error, (Reject, Requeue, RetryLater))
         count = len(actions)
+        if Action.RETRY in actions or Action.DEAD in actions:
+            self._copies_failed = 0
         # Critical section: some sums.
         with self._lock:
             self._runs += 1

@@ -245,8 +245,17 @@ class Worker:
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
             return
-        actions = self._become(consumer, deliveries, error)
-        subscription.settle_all(deliveries, actions)
+        actions = self._become(consumer, subscription, deliveries, error)
+        held = [
+            delivery.delivery_tag
+            for delivery, action in zip(deliveries, actions, strict=True)
+            if action is Action.GIVE_BACK
+        ]
+        if held:
+            subscriber.hold(subscription, held)
+        subscription.settle_all(
+            deliveries, [None if action is Action.GIVE_BACK else action for action in actions]
+        )
         subscriber.note(actions, error, seconds)
         try:
             tell(self._app, deliveries, error, seconds)
@@ -255,18 +264,32 @@ class Worker:
             del error
 
     def _become(
-        self, consumer: Consumer, deliveries: list[Delivery], error: BaseException | None
+        self,
+        consumer: Consumer,
+        subscription: Subscription,
+        deliveries: list[Delivery],
+        error: BaseException | None,
     ) -> list[Action | None]:
-        """What becomes of deliveries whose handler has returned, or raised."""
+        """What becomes of deliveries whose handler has returned, or raised.
+
+        ``GIVE_BACK`` is for those of which no copy could be made.
+        """
         has_dead_letters = error is not None and self._has_dead_letters(consumer)
         decisions = [consumer.decide(delivery, error, has_dead_letters) for delivery in deliveries]
         if error is None:
             return [decision.action for decision in decisions]
-        log_failure(consumer, deliveries, error, decisions[0])
-        return [
-            self._recovery.settle(consumer, delivery, error, decision)
-            for delivery, decision in zip(deliveries, decisions, strict=True)
-        ]
+        log_failure(consumer, deliveries, error, decisions)
+        actions: list[Action | None] = []
+        for delivery, decision in zip(deliveries, decisions, strict=True):
+            if decision.action in (Action.RETRY, Action.DEAD) and (
+                # One of a batch was waited for in vain: not each of the others, too. And the broker delivers
+                # again what it has had no ack for: with a copy, there would be two of it.
+                Action.GIVE_BACK in actions or not subscription.is_open
+            ):
+                actions.append(Action.GIVE_BACK)
+            else:
+                actions.append(self._recovery.settle(consumer, delivery, error, decision))
+        return actions
 
     # The link's thread
 
