@@ -20,6 +20,7 @@ Ack = Literal["auto", "manual", "none"]
 OnError = Literal["reject", "requeue-once"]
 #: Deliveries that may be unsettled, when nothing is said.
 PREFETCH = 16
+_STREAM = "a stream gives what is tried again to all its consumers, as one more message; leave retry out"
 #: AMQP 0-9-1, Basic.Qos: the prefetch count is a short. 0 would be any number.
 _MOST = 2**16 - 1
 
@@ -134,6 +135,8 @@ def make_consumer(
             raise SetupError(f"{where}: retry is {type_of(retry)}; expected flask_pika.Retry(...)")
         if ack == "none":
             raise SetupError(f"{where}: with ack='none' it is acked before it fails; leave retry out")
+        if any(name.startswith("x-stream-") for name in arguments):
+            raise SetupError(f"{where}: {_STREAM}")
         check_names(queue, retry)
     return Consumer(
         queue,
@@ -224,6 +227,15 @@ class Registry:
             if consumer.handler is handler:
                 return consumer
         raise SetupError(f"{handler!r} is no handler of this Pika object; register it with @fpika.consumer")
+
+
+def check_type(consumer: Consumer, queue: Queue | None) -> None:
+    """Whether a queue, as it is registered, is one for this consumer.
+
+    :raises SetupError: it is not.
+    """
+    if consumer.retry is not None and queue is not None and queue.type == "stream":
+        raise SetupError(f"the consumer of queue {consumer.queue!r}: {_STREAM}")
 
 
 def choose(consumers: Sequence[Consumer], queues: Sequence[str]) -> list[Consumer]:

@@ -15,9 +15,9 @@ from flask import Flask, g, has_app_context, has_request_context, request
 
 from .config import Settings
 from .connecting import Connected, connect, connection_name
-from .consumer import Consumer, Registry
+from .consumer import Consumer, Registry, check_type
 from .declaring import Preparation, steps_for
-from .errors import PoolClosed
+from .errors import PoolClosed, TopologyError
 from .gate import Gate
 from .keeper import Keeper
 from .lease import PooledChannel
@@ -184,6 +184,8 @@ class State:
         """A worker for some of the app's consumers, which is stopped when this is closed."""
         if self._closed:
             raise PoolClosed(f"close() was called for {self._app_name!r}; its workers do not start any more")
+        for consumer in consumers:
+            check_type(consumer, self.topology.queue(consumer.queue))
         name = f"{connection_name(self._app_name)}: worker"
         more = self.queues_of(consumers)
         worker = Worker(
@@ -193,7 +195,8 @@ class State:
             name,
             Preparation(self.topology, self.settings.declare, lambda: more),
             Recovery(
-                lambda message: self.publisher().publish(message, app.json.dumps, None, retry=True),
+                # Not to a recording: what waits there would never come back.
+                lambda message: self._mine().publisher.publish(message, app.json.dumps, None, retry=True),
                 self._declare_queue,
             ),
             self.has_dead_letters,
@@ -221,7 +224,13 @@ class State:
         return list(found.values())
 
     def _declare_queue(self, queue: Queue) -> None:
-        with self.lend(None) as channel:
+        mode = self.settings.declare
+        if mode != "auto":
+            raise TopologyError(
+                f"{queue} is not there, and FLASK_PIKA_DECLARE is {mode!r}; have it declared with"
+                f" {dict(queue.arguments)}"
+            )
+        with PooledChannel(self.pool()).borrow(None) as channel:
             for step in steps_for([], [queue]):
                 getattr(channel, step.method)(**step.arguments)
 
