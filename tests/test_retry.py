@@ -331,18 +331,6 @@ _named = st.fixed_dictionaries(
     {},
     optional={
         **dict.fromkeys(TEXTS, _texts),
-            (
-                "content_type",
-                "content_encoding",
-                "correlation_id",
-                "reply_to",
-                "message_id",
-                "type",
-                "app_id",
-                "cluster_id",
-            ),
-            _texts,
-        ),
         "headers": st.dictionaries(
             _texts.filter(lambda name: not name.startswith("x-") and name not in ("CC", "BCC")),
             _values,
