@@ -1,122 +1,27 @@
-"""Declaring what an app needs: the steps, in their order; and doing them, on a link's connection."""
+"""Declaring what an app needs on a link's connection, before it is used for anything else."""
 
 from __future__ import annotations
 
 import collections
 import logging
 import re
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pika import exceptions as pika_errors
 from pika.adapters.select_connection import SelectConnection
 
 from .config import Declare
 from .errors import TopologyMismatch
+from .steps import ACCESS_REFUSED, OVER_ONE_STEP, Step, all_steps, is_unlike, mismatch
 from .topology import Exchange, Queue, Topology
 
 logger = logging.getLogger("flask_pika.topology")
 
-#: RabbitMQ's words for a 406: which argument, of what, and both values.
-_INEQUIVALENT = re.compile(
-    r"inequivalent arg '(?P<argument>[^']*)' for (?P<what>\w+) '(?P<name>.*)' in vhost '.*': "
-    r"received (?P<here>.*?) but current is (?P<there>.*)$"
-)
+_NO_EXCHANGE = re.compile(r"no exchange '(.*)' in vhost", re.S)
 
-
-class Step(NamedTuple):
-    """One method of AMQP's, as pika's channels have it."""
-
-    what: str  #: for people
-    method: str
-    arguments: dict[str, Any]
-    thing: Exchange | Queue
-
-    @property
-    def passive(self) -> Step | None:
-        """The same, changing nothing; a binding cannot be asked for."""
-        if not self.method.endswith("_declare"):
-            return None
-        name = next(iter(self.arguments))
-        return self._replace(arguments={name: self.arguments[name], "passive": True})
-
-
-def steps_for(exchanges: Sequence[Exchange], queues: Sequence[Queue]) -> list[Step]:
-    """What declares these, bindings last: they need both ends."""
-    steps = [
-        Step(
-            str(one),
-            "exchange_declare",
-            {
-                "exchange": one.name,
-                "exchange_type": one.type,
-                "durable": one.durable,
-                "auto_delete": one.auto_delete,
-                "internal": one.internal,
-                "arguments": dict(one.arguments),
-            },
-            one,
-        )
-        for one in exchanges
-        if not one.is_predeclared
-    ]
-    steps += [
-        Step(
-            str(one),
-            "queue_declare",
-            {
-                "queue": one.name,
-                "durable": one.durable,
-                "exclusive": one.exclusive,
-                "auto_delete": one.auto_delete,
-                "arguments": dict(one.arguments),
-            },
-            one,
-        )
-        for one in queues
-    ]
-    things: tuple[Exchange | Queue, ...] = (*exchanges, *queues)
-    for thing in things:
-        for binding in thing.bindings:
-            arguments: dict[str, Any] = {
-                "routing_key": binding.routing_key,
-                "arguments": dict(binding.arguments),
-            }
-            if isinstance(thing, Queue):
-                method, ends = "queue_bind", {"queue": thing.name, "exchange": binding.exchange}
-            else:
-                method, ends = "exchange_bind", {"destination": thing.name, "source": binding.exchange}
-            steps.append(Step(f"the binding of {thing} to {binding}", method, {**ends, **arguments}, thing))
-    return steps
-
-
-def mismatch(step: Step, error: Exception) -> TopologyMismatch:
-    """What the broker's refusal of a step means, and what to do."""
-    code, text = getattr(error, "reply_code", 0), getattr(error, "reply_text", str(error))
-    found = _INEQUIVALENT.search(text)
-    if found is not None:
-        advice = (
-            f"{step.what} is there with another {found['argument']}: it is {_plain(found['there'])} at the"
-            f" broker, and {_plain(found['here'])} here. RabbitMQ changes no {found['what']} that exists:"
-            " register it as it is, or delete it there when it is empty, or give it another name"
-        )
-    elif code == 404:
-        advice = f"{step.what} is not there ({text})"
-    elif code in (403, 405):
-        advice = (
-            f"{step.what} cannot be declared ({code} {text}); grant the permission, or have somebody else"
-            " declare it, and say FLASK_PIKA_DECLARE = 'check' or 'never'"
-        )
-    else:
-        advice = f"{step.what} cannot be declared ({code} {text})"
-    made = TopologyMismatch(advice, reply=(code, text))
-    made.__cause__ = error
-    return made
-
-
-def _plain(value: str) -> str:
-    """``the value '5' of type 'signedint'`` is ``'5'``."""
-    return re.sub(r"^the value (.*) of type '\w+'$", r"\1", value)
+Guarded = Callable[[Callable[..., object]], Callable[..., Any]]
 
 
 class Declaring:
@@ -126,26 +31,31 @@ class Declaring:
 
     :param guarded: what every callback is wrapped in.
     :param done: called at the end, with what went wrong; never, when the connection is lost before.
+    :param costly: called with a step that the broker closed the connection over.
     """
 
     def __init__(
         self,
         connection: SelectConnection,
-        guarded: Callable[[Callable[..., object]], Callable[..., Any]],
+        guarded: Guarded,
         steps: Iterable[Step],
         done: Callable[[list[TopologyMismatch]], object],
+        costly: Callable[[Step, TopologyMismatch], object],
     ) -> None:
         self._connection = connection
         self._guarded = guarded
         self._steps = collections.deque(steps)
         self._done = done
+        self._costly = costly
         self._doing: Step | None = None
         self._problems: list[TopologyMismatch] = []
+        self._unlike: list[Exchange | Queue] = []
         self._channel: Any = None
         self._open()
 
     def _open(self) -> None:
-        self._connection.channel(on_open_callback=self._guarded(self._opened))
+        if self._connection.is_open:
+            self._connection.channel(on_open_callback=self._guarded(self._opened))
 
     def _opened(self, channel: Any) -> None:
         self._channel = channel
@@ -153,6 +63,8 @@ class Declaring:
         self._next()
 
     def _next(self) -> None:
+        while self._steps and self._steps[0].leaves_alone(self._unlike):
+            self._steps.popleft()
         if not self._steps:
             self._doing = None
             self._channel.close()
@@ -160,13 +72,29 @@ class Declaring:
             return
         self._doing = step = self._steps.popleft()
         method = getattr(self._channel, step.method)
-        method(**step.arguments, callback=self._guarded(lambda _ok: self._next()))
+        method(**step.arguments, callback=self._guarded(lambda _ok: self._did(step)))
+
+    def _did(self, step: Step) -> None:
+        if step.then is not None:
+            self._steps.appendleft(step.then)
+        self._next()
 
     def _closed(self, _channel: object, error: Exception) -> None:
-        if self._doing is None or isinstance(error, pika_errors.AMQPConnectionError):
+        step, self._doing = self._doing, None
+        if step is None:
             return
-        self._problems.append(mismatch(self._doing, error))
-        self._open()
+        problem = mismatch(step, error)
+        if isinstance(error, pika_errors.AMQPConnectionError):
+            if problem.reply_code in OVER_ONE_STEP:
+                self._costly(step, problem)
+            return
+        # Who may not declare it may use it all the same.
+        if step.stage != "compare" or problem.reply_code != ACCESS_REFUSED:
+            self._problems.append(problem)
+            if is_unlike(problem):
+                self._unlike.append(step.thing)
+        # Soon: pika has not put the old channel's number back yet.
+        self._connection.ioloop.call_later(0, self._guarded(self._open))
 
 
 class Preparation:
@@ -176,17 +104,29 @@ class Preparation:
     consumes works all the same.
 
     :param mode: as ``FLASK_PIKA_DECLARE`` has it.
-    :param more: queues that are not registered, and belong to what is.
+    :param more: queues that are not registered, and belong to what is. It must not hold on to the app's
+        state, which could never go then.
+    :param own: names of exclusive queues that this connection is to have.
     """
 
     def __init__(
-        self, topology: Topology, mode: Declare, more: Callable[[], Sequence[Queue]] = lambda: ()
+        self,
+        topology: Topology,
+        mode: Declare,
+        more: Callable[[], Sequence[Queue]] = lambda: (),
+        own: Iterable[str] = (),
     ) -> None:
         self._topology = topology
         self._mode = mode
         self._more = more
+        self._own = frozenset(own) if mode == "auto" else frozenset()
         self._declared = -1  # the topology's version
         self._told = ""
+        self._connection: Callable[[], object] = lambda: None
+        # Steps that the broker closed the connection over: left out, until it is lost for another reason.
+        self._refused: list[tuple[Step, TopologyMismatch]] = []
+        self._was_costly = False
+        self._waiting: list[Callable[[], object]] = []  # for the end of what is under way
 
     @property
     def is_due(self) -> bool:
@@ -197,36 +137,60 @@ class Preparation:
         """There is another connection, or something is gone that was declared."""
         self._declared = -1
 
-    def _steps(self) -> list[Step]:
-        queues = {queue.name: queue for queue in (*self._more(), *self._topology.queues)}
-        return steps_for(self._topology.exchanges, list(queues.values()))
+    def misses(self, text: str) -> bool:
+        """Whether a 404 of this text is about an exchange that is registered, and is to be declared again."""
+        found = _NO_EXCHANGE.search(text)
+        return found is not None and self._topology.exchange(found[1]) is not None
 
-    def begin(
-        self,
-        connection: SelectConnection,
-        guarded: Callable[[Callable[..., object]], Callable[..., Any]],
-        done: Callable[[], object],
-    ) -> None:
-        """Declare it, and call ``done``, whatever came of it; unless the connection is lost before."""
-        version, steps = self._topology.version, self._steps()
+    def has_queue(self, name: str) -> bool:
+        """Whether it declares a queue of this name."""
+        return self._mode == "auto" and (
+            self._topology.queue(name) is not None or any(queue.name == name for queue in self._more())
+        )
+
+    def _steps(self) -> list[Step]:
         if self._mode == "never":
-            steps = []
+            return []
+        steps = all_steps(self._topology, self._more(), self._own)
         if self._mode == "check":
-            steps = [passive for step in steps if (passive := step.passive) is not None]
-        if not steps:
-            self._declared = version
-            done()
+            return [step.check for step in steps if not step.is_binding]
+        return steps
+
+    def begin(self, connection: SelectConnection, guarded: Guarded, done: Callable[[], object]) -> None:
+        """Declare it, and call ``done``, whatever came of it; unless the connection is lost before."""
+        if self._connection() is not connection:
+            self._connection = weakref.ref(connection)
+            if not self._was_costly:
+                self._refused = []
+            self._was_costly = False
+            self._waiting = []
+        self._waiting.append(done)
+        if len(self._waiting) > 1:  # it is under way
             return
+        version = self._topology.version
+        refused = [step for step, _problem in self._refused]
+        steps = [step for step in self._steps() if step not in refused]
 
         def ended(problems: list[TopologyMismatch]) -> None:
             self._declared = version
-            self._tell(problems)
-            done()
+            self._tell([problem for _step, problem in self._refused] + problems)
+            waiting, self._waiting = self._waiting, []
+            for one in waiting:
+                one()
 
-        Declaring(connection, guarded, steps, ended)
+        if steps:
+            Declaring(connection, guarded, steps, ended, self._costly)
+        else:
+            ended([])
+
+    def _costly(self, step: Step, problem: TopologyMismatch) -> None:
+        self._was_costly = True
+        self._refused.append((step, problem))
 
     def _tell(self, problems: list[TopologyMismatch]) -> None:
         told = "; ".join(map(str, problems))
         if told and told != self._told:
             logger.error("not all that is registered is at the broker as it should be: %s", told)
+        elif self._told and not told:
+            logger.warning("all that is registered is at the broker now")
         self._told = told

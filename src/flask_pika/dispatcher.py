@@ -189,7 +189,7 @@ class Dispatcher:
         code, text = error.reply_code, error.reply_text
         logger.warning("the broker closed a channel of the publisher: %d %s", code, text)
         settled = self._outbox.channel_closed(carrier is self._suspects, code, text)
-        if code == _NOT_FOUND:  # perhaps one that is registered
+        if code == _NOT_FOUND and self._preparation.misses(text):
             self._preparation.forget()
         if carrier is self._main:
             self._main = None

@@ -31,9 +31,8 @@ from .topology import (
     QueueType,
     Strategy,
     Topology,
-    make_exchange,
-    make_queue,
 )
+from .topology_checks import make_exchange, make_queue
 from .worker import DRAIN_TIMEOUT, THREADS, Worker
 
 H = TypeVar("H", bound=Callable[..., Any])
@@ -52,9 +51,9 @@ class Pika:
             ch.basic_publish(exchange="", routing_key="queue", body="message")
 
     :param app: call :meth:`init_app` on it.
-    :param config_prefix: the configuration is read from ``<prefix>_PARAMS``, ``<prefix>_POOL_PARAMS`` and
-        ``<prefix>_PUBLISHER_PARAMS``. A second object with a prefix of its own serves a second broker in the
-        same app.
+    :param config_prefix: the configuration is read from ``<prefix>_PARAMS``, ``<prefix>_POOL_PARAMS``,
+        ``<prefix>_PUBLISHER_PARAMS`` and ``<prefix>_DECLARE``. A second object with a prefix of its own
+        serves a second broker in the same app.
     """
 
     def __init__(self, app: Flask | None = None, *, config_prefix: str = DEFAULT_PREFIX) -> None:
@@ -430,6 +429,19 @@ class Pika:
             messages.append(_message(one, exchange, key, True, properties, named))
         state = self._state()
         return rehearse(app, consumer, messages, redelivered, state.has_dead_letters(consumer))
+
+    def declare(self, timeout: float | None = None) -> None:
+        """Declare all exchanges, queues and bindings now, those of the consumers' retries included.
+
+        For scripts and tests, and whatever ``FLASK_PIKA_DECLARE`` says: without it, they are declared when
+        they are needed. What stands already is left as it is. It goes on after what fails.
+
+        :param timeout: as for :meth:`channel`.
+        :raises TopologyMismatch: something stands and is another, or cannot be declared; it says all of that.
+        :raises BrokerUnavailable: no node of the broker could be connected to.
+        """
+        _check_timeout(timeout)
+        self._state().declare(timeout)
 
     def record_messages(self) -> AbstractContextManager[list[Message]]:
         """Record what the app publishes, instead of sending it, until the ``with`` block ends. For tests.

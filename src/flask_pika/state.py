@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ from flask import Flask, g, has_app_context, has_request_context, request
 from .config import Settings
 from .connecting import Connected, connect, connection_name
 from .consumer import Consumer, Registry, check_type
-from .declaring import Preparation, steps_for
+from .declaring import Preparation
 from .errors import PoolClosed, TopologyError
 from .gate import Gate
 from .keeper import Keeper
@@ -24,13 +25,15 @@ from .lease import PooledChannel
 from .outbox import Outbox, PublisherStats
 from .ping import Pong, ping
 from .pool import ChannelPool, PoolStats
+from .provision import Finding, check, declare, together
 from .publisher import Publisher
 from .recordings import EVERY_APPS, Recordings
 from .recovery import Recovery
 from .retry import dead_queue, waiting_queue
 from .slot import Slot
+from .steps import Step, all_queues, all_steps, steps_for
 from .subscriber import ConsumerStats
-from .topology import Queue, Topology
+from .topology import Exchange, Queue, Topology
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -151,7 +154,9 @@ class State:
                 f"{name}: publisher",
                 envelopes,
                 self._app,
-                Preparation(self.topology, settings.declare),
+                Preparation(
+                    self.topology, settings.declare, functools.partial(_queues_of, self.topology, ())
+                ),
             ),
         )
         # When the app is gone, their threads close what is left: the collector must not wait for a broker.
@@ -187,13 +192,15 @@ class State:
         for consumer in consumers:
             check_type(consumer, self.topology.queue(consumer.queue))
         name = f"{connection_name(self._app_name)}: worker"
-        more = self.queues_of(consumers)
+        more = functools.partial(_queues_of, self.topology, consumers)
         worker = Worker(
             app,
             consumers,
             self.settings.nodes,
             name,
-            Preparation(self.topology, self.settings.declare, lambda: more),
+            Preparation(
+                self.topology, self.settings.declare, more, own=[consumer.queue for consumer in consumers]
+            ),
             Recovery(
                 # Not to a recording: what waits there would never come back.
                 lambda message: self._mine().publisher.publish(message, app.json.dumps, None, retry=True),
@@ -211,17 +218,37 @@ class State:
         queue = self.topology.queue(consumer.queue)
         return consumer.retry is not None or (queue is not None and queue.dead_letter)
 
-    def queues_of(self, consumers: Iterable[Consumer]) -> list[Queue]:
-        """The queues that belong to consumers and to registered queues, and are not registered themselves."""
-        found: dict[str, Queue] = {}
-        for queue in self.topology.queues:
-            if queue.dead_letter:
-                found[queue.dead] = dead_queue(queue.name)
-        for consumer in consumers:
-            if consumer.retry is not None:
-                made = [waiting_queue(consumer.queue, delay) for delay in consumer.retry.delays]
-                found.update((one.name, one) for one in (dead_queue(consumer.queue), *made))
-        return list(found.values())
+    def things(self) -> tuple[list[Exchange], list[Queue]]:
+        """All that the app needs, the queues of its consumers included.
+
+        :raises SetupError: the consumers are not well.
+        """
+        return self.topology.exchanges, all_queues(self.topology, self._more())
+
+    def _more(self) -> list[Queue]:
+        app = self._app()
+        return _queues_of(self.topology, [] if app is None else self.registry.of(app))
+
+    def steps(self) -> list[Step]:
+        """What declares it all, but for exclusive queues: each is its connection's."""
+        return all_steps(self.topology, self._more())
+
+    def declared(self, timeout: float | None) -> Iterator[Finding]:
+        """Declare it, as it is iterated over, whatever ``FLASK_PIKA_DECLARE`` says."""
+        return declare(self.steps(), lambda: self.lend(timeout))
+
+    def checked(self, timeout: float | None) -> Iterator[Finding]:
+        """Look at it, and change nothing."""
+        return check(self.steps(), lambda: self.lend(timeout))
+
+    def declare(self, timeout: float | None) -> None:
+        """Declare it all.
+
+        :raises TopologyMismatch: something could not be.
+        """
+        problems = [found.problem for found in self.declared(timeout) if found.problem is not None]
+        if problems:
+            raise together(problems)
 
     def _declare_queue(self, queue: Queue) -> None:
         mode = self.settings.declare
@@ -300,6 +327,19 @@ class State:
             running.get(consumer.queue) or ConsumerStats(consumer.queue, consumer.place)
             for consumer in registered
         )
+
+
+def _queues_of(topology: Topology, consumers: Iterable[Consumer]) -> list[Queue]:
+    """The queues that belong to consumers and to registered queues, and are not registered themselves."""
+    found: dict[str, Queue] = {}
+    for queue in topology.queues:
+        if queue.dead_letter:
+            found[queue.dead] = dead_queue(queue.name)
+    for consumer in consumers:
+        if consumer.retry is not None:
+            made = [waiting_queue(consumer.queue, delay) for delay in consumer.retry.delays]
+            found.update((one.name, one) for one in (dead_queue(consumer.queue), *made))
+    return list(found.values())
 
 
 def _where() -> str:

@@ -18,6 +18,7 @@ from .deliver_frames import Arrival
 from .delivery import Action, Delivery
 from .errors import Reject, Requeue, RetryLater
 from .link import Link
+from .steps import NOT_FOUND
 from .subscription import Subscription
 
 logger = logging.getLogger("flask_pika.consumer")
@@ -43,6 +44,8 @@ class ConsumerStats:
     error: str = ""  #: why it does not consume, if that is known
 
 
+#: Has a queue that is gone declared again on a connection, and then calls a function.
+Prepare = Callable[[SelectConnection, str, Callable[[], object]], object]
 #: Some deliveries for one run of the handler, and where they came from.
 Unit = tuple["Subscriber", Subscription, list[Delivery]]
 
@@ -60,6 +63,7 @@ class Subscriber:
         backlog: Backlog[Unit],
         arm: Callable[[], None],
         backoff: Backoff | None = None,
+        prepare: Prepare = lambda _connection, _queue, done: done(),
     ) -> None:
         self.consumer = consumer
         #: The handler as the app calls it.
@@ -69,6 +73,8 @@ class Subscriber:
         self._backlog = backlog
         self.arm = arm
         self._backoff = backoff or Backoff(0.1, 5.0)
+        self._prepare = prepare
+        self._is_missing = False  # the queue
         self._connection: SelectConnection | None = None
         self._watch: dict[int, Callable[[list[Arrival]], object]] = {}
         self._subscription: Subscription | None = None
@@ -146,8 +152,17 @@ class Subscriber:
         self._failures += 1
         connection = self._connection
 
-        def again() -> None:
+        def subscribe() -> None:
             if self._connection is connection and self.state == "backing off":
+                self._subscribe()
+
+        def again() -> None:
+            if self._connection is not connection or connection is None or self.state != "backing off":
+                return
+            missing, self._is_missing = self._is_missing, False
+            if missing:
+                self._prepare(connection, self.consumer.queue, subscribe)
+            else:
                 self._subscribe()
 
         self._link.call_later(self._backoff.delay(self._failures), again)
@@ -168,6 +183,7 @@ class Subscriber:
 
     def cancelled(self, _subscription: Subscription) -> None:
         """The queue was deleted, or lost."""
+        self._is_missing = True
         if not self._draining:
             self._failed_with("the broker ended the consumer: its queue was deleted, or moved")
 
@@ -179,6 +195,7 @@ class Subscriber:
         self._link.works()  # the broker answers
         if not self._draining:
             code, text = getattr(error, "reply_code", 0), getattr(error, "reply_text", str(error))
+            self._is_missing = code == NOT_FOUND
             self._failed_with(f"{code} {text}")
         self.arm()  # there may be nothing left to wait for
 

@@ -92,6 +92,7 @@ class Worker:
                 self._link,
                 self._backlog,
                 self.arm,
+                prepare=self._prepare,
             )
             for consumer in consumers
         ]
@@ -330,6 +331,13 @@ class Worker:
 
         self._preparation.forget()
         self._preparation.begin(connection, self._link.guarded, prepared)
+
+    def _prepare(self, connection: SelectConnection, queue: str, done: Callable[[], object]) -> None:
+        """A queue is gone: declare it again, with all that belongs to it, if it is registered."""
+        if self._preparation.has_queue(queue):
+            self._preparation.begin(connection, self._link.guarded, done)
+        else:
+            done()
 
     def link_lost(self, error: Exception) -> None:  # noqa: ARG002, D102
         for one in self._subscribers:

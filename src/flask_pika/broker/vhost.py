@@ -38,6 +38,14 @@ _COMPARED = (
     "x-queue-version",
     "x-single-active-consumer",
     "x-delivery-limit",
+    "x-dead-letter-strategy",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-queue-leader-locator",
+    "x-quorum-initial-group-size",
+    "x-initial-cluster-size",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
 )
 
 
