@@ -19,11 +19,13 @@ from flask import current_app
 from flask.cli import AppGroup
 from pika import exceptions as pika_errors
 
+from .dead_cli import make_group as dead_group
 from .errors import BrokerUnavailable, PublishManyFailed
 from .extension import states_of
 from .message import Message
 from .publisher import Failure
 from .state import State
+from .topology_cli import make_commands
 from .worker_cli import make_command
 
 pika_cli = AppGroup("pika", help="RabbitMQ: what the app has of it, and how it is.")
@@ -50,6 +52,16 @@ def _states() -> dict[str, State]:
     if not states:
         raise click.ClickException("this app has no Pika object: call Pika(app) or init_app(app)")
     return states
+
+
+def _state(config_prefix: str | None) -> State:
+    """The one that is meant."""
+    states = _states()
+    if config_prefix is None and len(states) > 1:
+        raise click.UsageError(f"this app has several Pika objects, say --config-prefix: {', '.join(states)}")
+    if config_prefix is not None and config_prefix not in states:
+        raise click.BadParameter(f"this app has {', '.join(states)}", param_hint="--config-prefix")
+    return states[config_prefix] if config_prefix else next(iter(states.values()))
 
 
 @pika_cli.command("ping")
@@ -81,6 +93,13 @@ def ping_command(timeout: float) -> None:
 
 
 pika_cli.add_command(make_command(_Seconds(min=0)))
+pika_cli.add_command(dead_group(_state, _Seconds(min=0, min_open=True)))
+
+
+for _command in make_commands(
+    lambda prefix: _states() if prefix is None else {prefix: _state(prefix)}, _Seconds(min=0, min_open=True)
+):
+    pika_cli.add_command(_command)
 
 
 @pika_cli.command("broker", with_appcontext=False)
@@ -172,12 +191,7 @@ def publish_command(
     Prints how many messages were confirmed. Exits 1 when one was not, with a line for each of the first ten
     that says why. With --lines, what has come is sent, though the input pauses; Ctrl-C ends it, with exit 1.
     """
-    states = _states()
-    if config_prefix is None and len(states) > 1:
-        raise click.UsageError(f"this app has several Pika objects, say --config-prefix: {', '.join(states)}")
-    if config_prefix is not None and config_prefix not in states:
-        raise click.BadParameter(f"this app has {', '.join(states)}", param_hint="--config-prefix")
-    publisher = (states[config_prefix] if config_prefix else next(iter(states.values()))).publisher()
+    publisher = _state(config_prefix).publisher()
 
     def message(body: bytes) -> Message:
         return Message(body, **about)

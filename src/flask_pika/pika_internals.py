@@ -26,9 +26,10 @@ from typing import Any
 
 from pika import exceptions as pika_errors
 from pika import spec
-from pika.adapters.blocking_connection import BlockingConnection
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.adapters.select_connection import IOLoop
 from pika.connection import Connection
+from pika.spec import BasicProperties
 
 from .deliver_frames import Arrival, DeliverFrames
 
@@ -91,6 +92,54 @@ def bounded(connection: BlockingConnection, seconds: float) -> Iterator[None]:
         yield
     finally:
         loop.remove_timeout(timer)
+
+
+@contextlib.contextmanager
+def keeping_properties() -> Iterator[Callable[[BasicProperties], bytes]]:
+    """In this block, deliveries have their properties as they came, too: what the function says of them.
+
+    And those that pika cannot decode come without any, instead of ending the connection. Where that cannot be
+    had, the function encodes them anew, as far as pika has them.
+    """
+    known = getattr(spec, "props", {})
+    before = known.get(BasicProperties.INDEX)
+    if before is BasicProperties:
+        known[BasicProperties.INDEX] = _Kept
+    try:
+        yield lambda properties: getattr(properties, "encoded", None) or b"".join(_encoded(properties))
+    finally:
+        if before is BasicProperties:
+            known[BasicProperties.INDEX] = before
+
+
+class _Kept(BasicProperties):
+    def decode(self, encoded: bytes, offset: int = 0) -> BasicProperties:
+        self.encoded = bytes(encoded[offset:])
+        parent: Any = super()  # pika's generated classes are not annotated
+        try:
+            parent.decode(encoded, offset)
+        except Exception:  # of many types
+            parent.__init__()
+        return self
+
+
+def cancel_quietly(channel: BlockingChannel, tag: str) -> bool:
+    """Ask for no more deliveries; False where that cannot be had.
+
+    Pika's own cancelling, also that in ``close()``, gives back one by one what is still on its way, and so
+    before what had come before.
+    """
+    send = getattr(getattr(channel, "_impl", None), "_send_method", None)
+    if send is None:
+        return False
+    make: Any = spec.Basic.Cancel
+    send(make(consumer_tag=tag, nowait=True))
+    return True
+
+
+def _encoded(properties: Any) -> list[bytes]:
+    pieces: list[bytes] = properties.encode()
+    return pieces
 
 
 def arrivals(connection: BlockingConnection) -> Callable[[], object] | None:
