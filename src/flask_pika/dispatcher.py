@@ -127,7 +127,10 @@ class Dispatcher:
             self.look()
 
         self._preparing = True
-        self._preparation.begin(connection, self.link.guarded, prepared)
+        if self._preparation.is_due:
+            self._preparation.begin(connection, self.link.guarded, prepared)
+        else:  # a channel is to be opened again, and no more
+            prepared()
 
     def _refuse_too_long(self, frame_max: int) -> None:
         # This broker wants shorter frames than were expected. Nothing is in flight yet.

@@ -13,8 +13,8 @@ from .steps import ACCESS_REFUSED, NOT_FOUND, OVER_ONE_STEP, Step, is_unlike, mi
 from .topology import Exchange, Queue
 
 #: What can be said of a step: ``made``; ``stood``, and is the same; ``bound``, whether it was so before or
-#: not; ``missing``; ``unlike``: it stands with other arguments; ``refused``, for another reason; ``left``, of a
-#: binding to what is unlike; ``there``, and its arguments cannot be compared; ``unseen``, of a binding.
+#: not; ``missing``; ``unlike``: it stands with other arguments; ``refused``, for another reason; ``left``, of
+#: what is bound to that; ``there``, and its arguments cannot be compared; ``unseen``, of a binding.
 Outcome = Literal["made", "stood", "bound", "missing", "unlike", "refused", "left", "there", "unseen"]
 
 

@@ -163,7 +163,7 @@ def _differences(first: Exchange | Queue, second: Exchange | Queue) -> Iterator[
     for one in fields(first):
         here, there = getattr(first, one.name), getattr(second, one.name)
         if one.name == "arguments":
-            for key in {**here, **there}:
+            for key in (key for key in {**here, **there} if key != "x-queue-type"):
                 values = [table.get(key, _MISSING) for table in (here, there)]
                 if _typed(values[0]) != _typed(values[1]):
                     shown = ["not there" if value is _MISSING else repr(value) for value in values]
