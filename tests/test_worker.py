@@ -854,7 +854,8 @@ def test_a_stop_in_the_middle_loses_nothing_and_nothing_acked_comes_again(
             assert worker.stop()
     rest = desk.take(queue)
     assert sorted([*handled, *rest], key=int) == numbers(400)
-    assert rest == sorted(rest, key=int)
+    if queue_type == "classic":  # a quorum queue has what came back in the order in which it came
+        assert rest == sorted(rest, key=int)
 
 
 @pytest.mark.usefixtures("both_ways")
