@@ -1313,6 +1313,20 @@ def test_a_stop_during_a_loss_waits_for_who_runs(broker: Broker, faulty: Desk) -
     assert [message.text for message in broker.queues[queue].messages] == numbers(3)
 
 
+def test_a_stop_during_a_loss_tells_that_one_was_not_done(broker: Broker, faulty: Desk) -> None:
+    queue, gate = faulty.queue(), Gate()
+    faulty.fill(queue, ["0"])
+    faulty.fpika.consumer(queue)(gate.wait)
+    with working(faulty.fpika, gate) as worker:
+        gate.wait_for(1)
+        broker.refuse()
+        broker.drop_connections()
+        wait_for(lambda: stats_of(worker).state == "connecting", "the loss")
+        # Nothing is unsettled any more, and yet somebody works.
+        assert worker.stats()[0].in_flight == 0
+        assert worker.stop(0.3) is False
+
+
 def test_a_connection_that_is_lost_during_a_drain_is_not_resumed(broker: Broker, faulty: Desk) -> None:
     queue, gate = faulty.queue(), Gate()
     faulty.fill(queue, numbers(3))
