@@ -193,8 +193,8 @@ class Subscription:
                 otherwise[tag] = action
         unsent: list[int] = []
         if self.consumer.is_stream:
-            # It keeps everything in its place, so there is nothing to reject or give back: RabbitMQ closes the
-            # connection over that (540). An ack lets it send more.
+            # It keeps everything in its place, so there is nothing to reject or give back: RabbitMQ closes
+            # the connection over that (540). An ack lets it send more.
             unsent = [tag for tag, action in otherwise.items() if action is Action.GIVE_BACK]
             acked += [tag for tag, action in otherwise.items() if action is not Action.GIVE_BACK]
         if not self._can_be_written_to:
