@@ -367,6 +367,8 @@ def main() -> None:
         return
     if unknown := set(options.peers) - set(PEERS):
         parser.error(f"no such peer: {', '.join(sorted(unknown))}")
+    # Told to end, it ends what it has started.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     chosen = [peer for name, peer in PEERS.items() if name in (options.peers or PEERS) or name == OURS]
     compare(chosen, options.quick, 1 if options.quick else options.rounds)
 

@@ -854,7 +854,8 @@ def test_a_stop_in_the_middle_loses_nothing_and_nothing_acked_comes_again(
             assert worker.stop()
     rest = desk.take(queue)
     assert sorted([*handled, *rest], key=int) == numbers(400)
-    assert rest == sorted(rest, key=int)
+    if queue_type == "classic":  # a quorum queue has what came back in the order in which it came
+        assert rest == sorted(rest, key=int)
 
 
 @pytest.mark.usefixtures("both_ways")
@@ -1078,7 +1079,8 @@ def test_after_a_lost_connection_consumers_resume(
             for queue in (first, second):
                 faulty.fpika.publish(f"{queue} {turn}", routing_key=queue)
             handled.wait_for(2 * (turn + 1))
-            wait_for(lambda: not any(one.in_flight for one in worker.stats()), "the acks")
+            # At the broker: what was written here may be lost with the connection.
+            wait_for(lambda: not any(broker.queues[queue].unacked for queue in (first, second)), "the acks")
             lost = [line for line in lines_of(caplog, ": worker: ") if "lost" in line]
             assert len(lost) == 1, "one line per incident"
     assert sorted(handled) == sorted(f"{queue} {turn}" for queue in (first, second) for turn in range(3))
@@ -1224,7 +1226,8 @@ def test_a_channel_that_is_closed_is_its_consumers_own_affair(
             assert len(lines_of(caplog, f"does not consume queue {first!r}, and goes on trying: 541")) == 1
             assert len(lines_of(caplog, f"consumes queue {first!r} again")) == 1
             assert not lines_of(caplog, repr(second))
-            wait_for(lambda: [one.in_flight for one in worker.stats()] == [0, 1, 0], "their acks")
+            wait_for(lambda: not broker.queues[first].unacked, "its ack")
+        assert [one.in_flight for one in worker.stats()] == [0, 1, 0]
         assert list(gate.waiting) == ["held"]
         gate.open()
         wait_for(lambda: not broker.queues[second].unacked, "the ack on the channel that went on")
@@ -1308,6 +1311,20 @@ def test_a_stop_during_a_loss_waits_for_who_runs(broker: Broker, faulty: Desk) -
         thread.join(60)
     assert results == [True]
     assert [message.text for message in broker.queues[queue].messages] == numbers(3)
+
+
+def test_a_stop_during_a_loss_tells_that_one_was_not_done(broker: Broker, faulty: Desk) -> None:
+    queue, gate = faulty.queue(), Gate()
+    faulty.fill(queue, ["0"])
+    faulty.fpika.consumer(queue)(gate.wait)
+    with working(faulty.fpika, gate) as worker:
+        gate.wait_for(1)
+        broker.refuse()
+        broker.drop_connections()
+        wait_for(lambda: stats_of(worker).state == "connecting", "the loss")
+        # Nothing is unsettled any more, and yet somebody works.
+        assert worker.stats()[0].in_flight == 0
+        assert worker.stop(0.3) is False
 
 
 def test_a_connection_that_is_lost_during_a_drain_is_not_resumed(broker: Broker, faulty: Desk) -> None:

@@ -1,12 +1,12 @@
-"""Run the tests on every Python 3.10 or newer that this machine has, two of them at a time.
+"""Run the tests on every Python 3.10 or newer that this machine has, in parts, some of them at a time.
 
 Needs nothing but the standard library. Which Pythons: those that answer to ``python3.10``, ``python3.11`` and
 so on, and those that pyenv has. ``PYTHONS="python3.12 python3.13"`` in the environment names them instead.
 
 On the newest one, tests of everyday use run on RabbitMQ, the embedded broker's contract on both, and tests of
-pages in a browser. On the others, the first two are on the embedded broker, and the last are left out. Tests
-of processes and forks are on RabbitMQ everywhere, and those of outages, which mostly wait for RabbitMQ to
-start, and of a worker's processes, on the oldest and the newest; the longest of them on the newest alone.
+pages in a browser. On the oldest, the first two are on the embedded broker, and the last are left out, with
+the longest. Tests of processes and forks are on RabbitMQ everywhere. Those in between leave the contract out,
+and without the tests of outages and of a worker's processes, which mostly wait for RabbitMQ to start.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 _OLDEST, _NEWEST = 10, 20
 _AT_A_TIME = 2  # each is a process that mostly waits, and a RabbitMQ node or two
@@ -56,10 +59,10 @@ def find_pythons() -> dict[str, str]:
     return {f"{major}.{minor}": found[major, minor] for major, minor in sorted(found)}
 
 
+_ROOT = Path(__file__).parent.parent
+_CONTRACT = "tests/contract"
 _AT_THE_ENDS = (
-    "tests/test_outage.py",
-    "tests/test_publisher_outage.py",
-    "tests/test_worker_outage.py",
+    *(f"tests/{path.name}" for path in sorted((_ROOT / "tests").glob("test_*outage.py"))),
     "tests/test_worker_processes.py",
 )
 _LONGEST = (
@@ -68,60 +71,76 @@ _LONGEST = (
 )
 
 
-def arguments_for(version: str, versions: list[str]) -> list[str]:
-    """What pytest is told, after which comes what this program was told."""
-    arguments: list[str] = []
-    if version != versions[-1]:
-        arguments += ["--everyday=embedded", "-m", "not browser", f"--deselect={_LONGEST}"]
-    if version not in (versions[0], versions[-1]):
-        arguments += [f"--ignore={path}" for path in _AT_THE_ENDS]
-    return [*arguments, *sys.argv[1:]]
+class Part(NamedTuple):
+    """Some of the tests, on one Python."""
+
+    version: str
+    what: str
+    arguments: list[str]
 
 
-def run_tests(version: str, python: str, arguments: list[str]) -> tuple[int, str]:
-    """Make the environment for one Python and run pytest in it; exit code and output."""
-    venv = f".venvs/{version}"
-    output = ""
-    for command in (
-        ["scripts/make-venv", python, venv, "test"],
-        [f"{venv}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *arguments],
-    ):
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        output += done.stdout
-        if done.returncode:
-            return done.returncode, output
-    return 0, output
+def parts_for(versions: Sequence[str]) -> list[Part]:
+    """What to run, those that take longest first."""
+    oldest, newest = versions[0], versions[-1]
+    parts = [
+        Part(newest, "all but the contract", [f"--ignore={_CONTRACT}"]),
+        Part(newest, "the contract", [_CONTRACT]),
+    ]
+    older = ["--everyday=embedded", "-m", "not browser", f"--deselect={_LONGEST}"]
+    if oldest != newest:
+        parts.insert(1, Part(oldest, "all but the longest", older))
+    ignored = [f"--ignore={path}" for path in (_CONTRACT, *_AT_THE_ENDS)]
+    parts += [Part(version, "all but contract and outages", older + ignored) for version in versions[1:-1]]
+    return parts
+
+
+def run_part(part: Part, python: str, making: threading.Lock) -> tuple[int, str]:
+    """Make the environment for one Python, one at a time, and run pytest in it; exit code and output."""
+    venv = f".venvs/{part.version}"
+    with making:
+        code, output = _run("scripts/make-venv", python, venv, "test")
+    if code:
+        return code, output
+    pytest = (f"{venv}/bin/python", "-m", "pytest", "-p", "no:cacheprovider")
+    code, told = _run(*pytest, *part.arguments, *sys.argv[1:])
+    return code, output + told
+
+
+def _run(*command: str) -> tuple[int, str]:
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
 
 
 def main() -> int:
-    os.chdir(Path(__file__).parent.parent)
+    os.chdir(_ROOT)
     pythons = find_pythons()
     if not pythons:
         sys.exit(f"no Python 3.{_OLDEST} or newer was found")
-    print(f"Testing on Python {', '.join(pythons)}, {_AT_A_TIME} at a time", flush=True)
-    ends = {next(iter(pythons)), list(pythons)[-1]}
-    failed = []
+    print(f"Testing on Python {', '.join(pythons)}, {_AT_A_TIME} parts at a time", flush=True)
+    failed = set()
     began = time.monotonic()
+    making = {version: threading.Lock() for version in pythons}
     with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
         runs = {
-            pool.submit(run_tests, version, python, arguments_for(version, list(pythons))): version
-            # The newest and the oldest first, which take longest.
-            for version, python in sorted(pythons.items(), key=lambda one: one[0] not in ends)
+            pool.submit(run_part, part, pythons[part.version], making[part.version]): part
+            for part in parts_for(list(pythons))
         }
         for run in concurrent.futures.as_completed(runs):
             code, output = run.result()
-            print(f"\n== Python {runs[run]} ({pythons[runs[run]]}), after {time.monotonic() - began:.0f} s")
+            part = runs[run]
+            after = time.monotonic() - began
+            print(f"\n== Python {part.version} ({pythons[part.version]}), {part.what}, after {after:.0f} s")
             print(output, flush=True)
             if code:
-                failed.append(runs[run])
-    verdict = f"Failed on Python {', '.join(failed)}" if failed else "All tests passed"
+                failed.add(part.version)
+    verdict = f"Failed on Python {', '.join(sorted(failed))}" if failed else "All tests passed"
     print(f"{verdict}; {len(pythons)} Pythons in {time.monotonic() - began:.0f} s")
     return 1 if failed else 0
 

@@ -195,6 +195,8 @@ def explain(exc: BaseException, tls: bool) -> Failure:
         return Failure("connection refused")
     # Pika ends an asynchronous connection's opening by itself when its time is over.
     aborted = isinstance(exc, pika_errors.ConnectionOpenAborted)
+    if isinstance(exc, pika_errors.AMQPHeartbeatTimeout):
+        return Failure(f"no sign of life from the broker ({exc})")
     if aborted or "Timeout" in type(exc).__name__ or isinstance(exc, TimeoutError):
         return Failure("timed out before the connection was open")
     if isinstance(exc, OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,20 @@ PREFETCH = 16
 _STREAM = "a stream gives what is tried again to all its consumers, as one more message; leave retry out"
 #: AMQP 0-9-1, Basic.Qos: the prefetch count is a short. 0 would be any number.
 _MOST = 2**16 - 1
+
+
+def _code_of(handler: object, depth: int = 3) -> object:
+    """A function's code, and that of the functions that it is made of, by decorators."""
+    code = getattr(handler, "__code__", None)
+    if code is None:
+        return handler
+    cells = getattr(handler, "__closure__", None) or ()
+    inside: list[object] = []
+    for cell in cells if depth else ():
+        with contextlib.suppress(ValueError):  # an empty one
+            if hasattr(cell.cell_contents, "__code__"):
+                inside.append(_code_of(cell.cell_contents, depth - 1))
+    return code, tuple(inside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +70,12 @@ class Consumer:
     @property
     def code(self) -> object:
         """Of a function that is defined again and again, by a factory, the same each time."""
-        return getattr(inspect.unwrap(self.handler), "__code__", self.handler)
+        return _code_of(self.handler)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether its queue is a stream, as far as can be known: nothing can be rejected there."""
+        return any(name.startswith("x-stream-") for name in self.arguments)
 
     def is_of(self, app: Flask) -> bool:
         """Whether this app consumes it: one of a blueprint, where that is registered."""
@@ -224,7 +244,7 @@ class Registry:
         :raises SetupError: there is none.
         """
         for consumer in self._consumers.values():
-            if consumer.handler is handler:
+            if consumer.handler == handler:  # of an object's method, there is a new one each time
                 return consumer
         raise SetupError(f"{handler!r} is no handler of this Pika object; register it with @fpika.consumer")
 

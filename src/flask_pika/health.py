@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import socketserver
 import threading
 from collections.abc import Callable
@@ -39,9 +41,12 @@ class HealthServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
+    #: ``handle_request()`` does not wait: who calls it knows that there is one.
+    timeout = 0
 
     def __init__(self, host: str, port: int, health: Callable[[], Health]) -> None:
         self.health = health
+        self._in_threads = False
         super().__init__((host, port), _Answer)
 
     @property
@@ -51,7 +56,8 @@ class HealthServer(socketserver.ThreadingTCPServer):
         return f"http://{host if isinstance(host, str) else host.decode()}:{port}"
 
     def start(self) -> None:
-        """Serve in a thread of its own."""
+        """Serve in a thread of its own, and each client in another."""
+        self._in_threads = True
         threading.Thread(
             target=self.serve_forever, kwargs={"poll_interval": 0.1}, name="flask-pika-health", daemon=True
         ).start()
@@ -61,14 +67,36 @@ class HealthServer(socketserver.ThreadingTCPServer):
         self.shutdown()
         self.server_close()
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer, in a thread or, for who calls ``handle_request()``, in the caller's."""
+        if self._in_threads:
+            super().process_request(request, client_address)
+        else:
+            socketserver.TCPServer.process_request(self, request, client_address)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hung up, or spoke something else, is nobody's incident."""
 
 
 class _Answer(BaseHTTPRequestHandler):
-    timeout = _PATIENCE
+    # For all that a client says: it may send a byte each second.
+    def setup(self) -> None:
+        super().setup()
+        self._deadline = threading.Timer(_PATIENCE, self._hang_up)
+        self._deadline.daemon = True
+        self._deadline.start()
+
+    def finish(self) -> None:
+        self._deadline.cancel()
+        self._deadline.join()
+        super().finish()
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self) -> None:
+        self._deadline.cancel()
         health = cast(HealthServer, self.server).health()
         path = self.path.partition("?")[0]
         if path not in ("/live", "/ready"):

@@ -29,6 +29,8 @@ _LOOKS = 4
 _LOOK_EVERY = 5.0
 #: Seconds of rest after an error that nobody foresaw: it must not become a loop that does nothing else.
 _AFTER_AN_ERROR = 0.1
+#: Seconds after which a connection that was of use has lived: what ends it is a new trouble.
+_LIVED = 5.0
 #: Seconds for the thread to end, when a goodbye took too long.
 _HARD_STOP = 1.0
 
@@ -111,6 +113,7 @@ class Link:
         self._to_try: list[tuple[Node, str | None]] = []  # a node, and its address when it is known
         self._failures: list[tuple[Node, Failure]] = []
         self._failed_rounds = 0
+        self._useful_since: float | None = None  # of the monotonic clock
         self._stopping = False
         self._received = 0
         self._silent_looks = 0
@@ -164,15 +167,20 @@ class Link:
         """Whether the caller is the link's thread, which nobody may keep waiting."""
         return self._thread is threading.current_thread()
 
-    def stop(self, within: float) -> None:
-        """Say goodbye to the broker, which may take ``within`` seconds, and end the thread."""
+    def stop(self, within: float) -> bool:
+        """Say goodbye to the broker, which may take ``within`` seconds, and end the thread.
+
+        :returns: whether the broker answered, or there was none: then it has had all that was sent.
+        """
         if not self.started or self._thread is None or self.is_own_thread:
-            return
+            return True
         self.call(self._stop)
-        self._thread.join(within)
-        if self._thread.is_alive():
+        self._thread.join(min(within, threading.TIMEOUT_MAX))
+        answered = not self._thread.is_alive()
+        if not answered:
             self.call(self._loop.stop)
             self._thread.join(_HARD_STOP)
+        return answered
 
     def forget(self) -> None:
         """In a forked child: close the child's copy of the socket, which is the parent's, without a word.
@@ -321,12 +329,14 @@ class Link:
         )
         self.state = LinkState.READY
         self._received, self._silent_looks = -1, 0
+        self._useful_since = None
         self._listen()
         self._user.link_ready(connection)
 
     def works(self) -> None:
-        """In the link's thread: the connection is of use. Until somebody says so, back-off grows."""
-        self._failed_rounds = 0
+        """In the link's thread: the connection is of use. Until it has been for a while, back-off grows."""
+        if self._useful_since is None:
+            self._useful_since = time.monotonic()
         if self.error is not None:
             logger.warning("%s: RabbitMQ is back", self._name)
             self.error = None
@@ -364,6 +374,8 @@ class Link:
     def _lost(self, exc: Exception) -> None:
         self._connection = None
         self._attempt += 1
+        if self._useful_since is not None and time.monotonic() - self._useful_since > _LIVED:
+            self._failed_rounds = 0
         if self._stopping:
             self._loop.stop()
             self._user.link_lost(exc)

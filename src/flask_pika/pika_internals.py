@@ -322,7 +322,9 @@ def watch_deliveries(connection: Connection, watch: Mapping[int, Callable[[list[
         if hidden._frame_buffer:  # in the middle of a frame that is pika's
             pikas(data)
         else:
-            hidden.bytes_received += frames.feed(data)  # the heartbeat's sign of life
+            # In two statements: pika adds to it, too, while this is called.
+            taken = frames.feed(data)
+            hidden.bytes_received += taken  # the heartbeat's sign of life
 
     hidden._on_data_available = on_data
 

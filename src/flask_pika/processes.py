@@ -26,9 +26,11 @@ _FINAL = (ExitCode.CONFIGURATION, ExitCode.NOTHING_TO_CONSUME, ExitCode.REFUSED)
 #: Seconds that a process has lived after which its end is the first failure again.
 _SETTLED = 10.0
 #: Seconds for a child to tell its health.
-_ANSWER = 2.0
+_ANSWER = 1.0
 #: Seconds beyond the drain timeout after which a child that is to leave is killed.
 _GRACE = 5.0
+#: Seconds between two looks, at the most: selectors take no more than some.
+_LOOK = 3600.0
 #: The longest of the answers.
 _LINE = 2**20
 
@@ -107,7 +109,7 @@ class Supervisor:
                     while _read(woken):
                         pass
                 elif self.health_server is not None:
-                    # In this thread: a client's patience is bounded.
+                    # In this thread, and within a bound: a fork copies none of the others.
                     self.health_server.handle_request()
 
     @staticmethod
@@ -161,15 +163,21 @@ class Supervisor:
             if code != ExitCode.DRAINED and self._code == ExitCode.DRAINED:
                 self._code = code if code > 0 else ExitCode.DRAIN_TIMEOUT
             return
-        if code in _FINAL:
+        if code in _FINAL and not self._any_has_settled():
             self._code = code
             self._drain()
             return
         seat.failures = 1 if time.monotonic() - child.began > _SETTLED else seat.failures + 1
         delay = self.backoff.delay(seat.failures)
         seat.restart_at = time.monotonic() + delay
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        logger.warning("worker process %d ended: %s; another one starts in %.1f s", child.pid, how, delay)
+        logger.warning(
+            "worker process %d ended: %s; another one starts in %.1f s", child.pid, _how(code), delay
+        )
+
+    def _any_has_settled(self) -> bool:
+        """Whether there are children that work, so that what one has met is no fault of the configuration."""
+        now = time.monotonic()
+        return any(seat.child is not None and now - seat.child.began > _SETTLED for seat in self._seats)
 
     def _drain(self) -> None:
         """Tell all to leave. Called by a signal handler, too."""
@@ -196,9 +204,9 @@ class Supervisor:
     def _patience(self) -> float | None:
         now = time.monotonic()
         if self._draining:
-            return max(0.0, self._kill_at - now)
+            return min(max(0.0, self._kill_at - now), _LOOK)
         waits = [seat.restart_at - now for seat in self._seats if seat.child is None]
-        return max(0.0, min(waits)) if waits else None
+        return min(max(0.0, min(waits)), _LOOK) if waits else None
 
     # Health
 
@@ -210,6 +218,14 @@ class Supervisor:
             ready=not self._draining and all(answer is not None and answer.ready for answer in answers),
             consumers=[one for answer in answers if answer is not None for one in answer.consumers],
         )
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):  # one of the real-time signals
+        return signal.Signals(-code).name
+    return f"signal {-code}"
 
 
 def _read(sock: socket.socket) -> bool:

@@ -71,9 +71,8 @@ class Runner:
         why = self._told.get()
         refused = next((worker.refused for worker in self._workers if worker.refused is not None), None)
         if refused is not None and not why:
-            for worker in self._workers:
-                worker.stop(0.0)
             logger.error("%s", refused)
+            self._drain()  # the workers of other brokers
             return ExitCode.REFUSED
         running = sum(worker.running for worker in self._workers)
         logger.info("%s: draining; %d handlers run", why, running)

@@ -84,6 +84,7 @@ class State:
         self.owner = owner
         self._app_name = app.name
         self._context_key = f"_flask_pika_{prefix}"  # on g: the channels borrowed in this app context
+        self._takes_workers = True
         self._closed = False
         #: Where this app's messages are kept instead of being sent.
         self.recordings = Recordings()
@@ -187,7 +188,7 @@ class State:
         self, app: Flask, consumers: Sequence[Consumer], threads: int, drain_timeout: float
     ) -> Worker:
         """A worker for some of the app's consumers, which is stopped when this is closed."""
-        if self._closed:
+        if not self._takes_workers:
             raise PoolClosed(f"close() was called for {self._app_name!r}; its workers do not start any more")
         for consumer in consumers:
             check_type(consumer, self.topology.queue(consumer.queue))
@@ -290,9 +291,10 @@ class State:
 
     def close(self) -> None:
         """Close the idle connections, refuse checkouts; what is lent is closed at its return."""
-        self._closed = True
+        self._takes_workers = False
         for worker in self._my_workers():  # whose handlers may publish until they are done
             worker.stop()
+        self._closed = True
         mine = self._mine()
         mine.publisher.close(self.settings.publisher.drain_timeout)
         mine.pool.close()
@@ -320,7 +322,9 @@ class State:
 
     def _consumer_stats(self) -> tuple[ConsumerStats, ...]:
         """Of each consumer that the app has, in a worker or not."""
-        running = {one.queue: one for worker in self._my_workers() for one in worker.stats()}
+        stats = [one for worker in self._my_workers() for one in worker.stats()]
+        # Of several workers, one that is stopped says least.
+        running = {one.queue: one for one in sorted(stats, key=lambda one: one.state != "stopped")}
         app = self._app()
         registered = [] if app is None else self.registry.of(app)
         return tuple(
@@ -371,10 +375,11 @@ def _forget_parents() -> None:
         state.forget_parent()
 
 
-def _close_all() -> None:
+def close_all() -> None:
+    """What is done at the interpreter's end."""
     for state in all_states():
         state.close_at_exit()
 
 
 os.register_at_fork(after_in_child=_forget_parents)
-atexit.register(_close_all)
+atexit.register(close_all)

@@ -214,7 +214,7 @@ class Subscriber:
         """A delivery was settled on the wire, and not by an ack."""
         if action is Action.REJECT:
             self._rejected += 1
-        elif action is Action.REQUEUE:
+        elif action is Action.REQUEUE or not self._draining:  # a manual nack
             self._requeued += 1
 
     def arrived(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
@@ -259,7 +259,8 @@ class Subscriber:
     @property
     def outstanding(self) -> int:
         """How many deliveries the broker waits for."""
-        return 0 if self._subscription is None else self._subscription.outstanding
+        subscription = self._subscription  # once: any thread may ask
+        return 0 if subscription is None else subscription.outstanding
 
     def drain(self) -> None:
         """Take nothing new, and give back what nobody has begun."""
@@ -342,5 +343,9 @@ class Subscriber:
                 self._rejected,
                 self._time / self._runs if self._runs else 0.0,
                 self._longest,
-                self._error,
+                self._error or self._no_connection(),
             )
+
+    def _no_connection(self) -> str:
+        error = self._link.error
+        return "" if error is None or self.state == "consuming" else str(error)

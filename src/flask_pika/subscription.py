@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from . import pika_internals
 from .consumer import Consumer
 from .deliver_frames import Arrival
 from .delivery import Action, Delivery, ManualDelivery
+from .errors import SettlementError
 from .settlements import Settlements
 
 
@@ -68,6 +70,7 @@ class Subscription:
         self._guarded = guarded
         self._watch = watch
         self._channel: Any = None
+        self._pid = os.getpid()
         #: Whether what it delivered can be settled. Read by any thread.
         self.is_open = True
         self._settlements = Settlements()
@@ -84,7 +87,12 @@ class Subscription:
     # Any thread
 
     def settle(self, tag: int, action: Action) -> None:
-        """Settle a delivery, soon. After the connection's end, nothing: the broker delivers it again."""
+        """Settle a delivery, soon. After the connection's end, nothing: the broker delivers it again.
+
+        :raises SettlementError: in a child that the handler forked.
+        """
+        if os.getpid() != self._pid:
+            raise SettlementError("this process inherited the delivery by a fork; its parent settles it")
         self._settled.append((tag, action))
         self._owner.arm()
 
@@ -127,11 +135,6 @@ class Subscription:
         if self._can_be_written_to and self._tag in self._channel.consumer_tags:
             self._channel.basic_cancel(self._tag, callback=self._guarded(lambda _ok: None))
 
-    def close(self) -> None:
-        """Give up the channel; what is not settled goes back to the queue."""
-        if self._can_be_written_to:
-            self._channel.close()
-
     @property
     def _can_be_written_to(self) -> bool:
         return self.is_open and self._channel is not None and bool(self._channel.is_open)
@@ -143,7 +146,8 @@ class Subscription:
     def _closed(self, channel: Any, error: Exception) -> None:
         self._watch.pop(channel.channel_number, None)
         was_open, self.is_open = self.is_open, False
-        if was_open and not isinstance(error, pika_errors.AMQPConnectionError):
+        by_whom = (pika_errors.AMQPConnectionError, pika_errors.ChannelClosedByClient)  # with its connection
+        if was_open and not isinstance(error, by_whom):
             self._owner.closed(self, error)
 
     # The link's thread: deliveries
@@ -189,15 +193,26 @@ class Subscription:
                 acked.append(tag)
             elif self._settlements.knows(tag):
                 otherwise[tag] = action
+        unsent: list[int] = []
+        if self.consumer.is_stream:
+            # It keeps everything in its place, so there is nothing to reject or give back: RabbitMQ closes
+            # the connection over that (540). An ack lets it send more.
+            unsent = [tag for tag, action in otherwise.items() if action is Action.GIVE_BACK]
+            acked += [tag for tag, action in otherwise.items() if action is not Action.GIVE_BACK]
         if not self._can_be_written_to:
             return
         for action in otherwise.values():
             self._owner.settled(action)
-        up_to, singles = self._settlements.settle(acked, otherwise)
-        methods = [_method(tag, action) for tag, action in otherwise.items()]
-        if up_to:
-            methods.append(_basic.Ack(up_to, multiple=True))
-        methods += [_basic.Ack(tag) for tag in singles]
+        if self.consumer.is_stream:
+            otherwise = {}
+        up_to, singles = self._settlements.settle(acked, (*otherwise, *unsent))
+        others = [_method(tag, action) for tag, action in otherwise.items()]
+        acks = [_basic.Ack(up_to, multiple=True)] if up_to else []
+        acks += [_basic.Ack(tag) for tag in singles]
+        # An ack that covers what is not acked comes after that. Otherwise the acks come first: a quorum queue
+        # may put off what comes on the heels of many others, and when the channel was closed meanwhile, as at
+        # a drain's end, acked messages came again (seen on RabbitMQ 3.10; not with the acks first).
+        methods = others + acks if any(tag < up_to for tag in otherwise) else acks + others
         if methods:
             self._send(methods)
 

@@ -39,7 +39,9 @@ _ARMED = 0.05
 _TICK = 1.0
 #: Seconds without one after which it is not alive: a handler may hold Python's lock for a while.
 _DEAD = 30.0
-#: Seconds for the goodbye to the broker.
+#: Seconds for an ack to be written; the link's thread is never busy for that long.
+_WRITTEN = 10.0
+#: Seconds for the goodbye to the broker, at the least.
 _GOODBYE = 2.0
 
 
@@ -101,7 +103,9 @@ class Worker:
         self._ticked = clock()
         self._draining = False
         self._drained = threading.Event()
-        self._stopping = threading.Lock()
+        self._left = 0  # deliveries that are not settled, at the last look
+        # Reentrant: a signal handler may stop what is being stopped.
+        self._stopping = threading.RLock()
         self._stopped: bool | None = None
         self._was_connected = False
         #: Set when the broker refused the credentials or the virtual host, before it ever let the worker in.
@@ -120,8 +124,10 @@ class Worker:
     def start(self) -> Worker:
         """Start the threads, which connect and consume; it does not wait for that. Connects for ever.
 
-        :raises RuntimeError: it was started before; or the system has no more threads.
+        :raises RuntimeError: it was started before, or made before a fork; or the system has no more threads.
         """
+        if os.getpid() != self._pid:
+            raise RuntimeError("this worker was made in another process; make it after the fork")
         if self._link.started or self._stopped is not None:
             raise RuntimeError("this worker was started before, or stopped; make another one")
         self._link.start()
@@ -168,16 +174,20 @@ class Worker:
         drained = self._drained.wait(max(0.0, min(deadline - self._clock(), threading.TIMEOUT_MAX)))
         # What was settled goes first: the goodbye follows it on the wire.
         self._link.call(self._flush)
-        self._link.stop(_GOODBYE)
+        answered = self._link.stop(max(_GOODBYE, deadline - self._clock()))
         self._backlog.end(self._handlers)
-        if drained:
-            for thread in self._handlers:
-                thread.join(_GOODBYE)
-        else:
+        if not drained:
             logger.warning(
-                "%d handlers were not done in time; what they were about comes again", self.running
+                "%d handlers were not done in time, and %d deliveries not settled; they come again",
+                self.running,
+                self._left,
             )
-        return drained
+            return False
+        for thread in self._handlers:
+            thread.join(_GOODBYE)
+        if not answered:
+            logger.warning("RabbitMQ does not answer; what was acked last may come again")
+        return answered
 
     def __enter__(self) -> Worker:
         return self.start()
@@ -238,9 +248,8 @@ class Worker:
         if not subscription.is_open:
             return  # the broker delivers them again
         consumer = subscriber.consumer
-        if consumer.ack == "none":
-            subscription.settle_all(deliveries, [Action.ACK] * len(deliveries))
-            self.arm()
+        if consumer.ack == "none" and not self._ack_first(subscription, deliveries):
+            return
         began = time.perf_counter()
         error = handle(self._app, consumer, subscriber.handler, deliveries)
         seconds = time.perf_counter() - began
@@ -292,20 +301,35 @@ class Worker:
                 actions.append(self._recovery.settle(consumer, delivery, error, decision))
         return actions
 
+    def _ack_first(self, subscription: Subscription, deliveries: list[Delivery]) -> bool:
+        """Have deliveries acked, and wait until it is written: their handler may end the process.
+
+        Whether that was done; if not, the broker delivers them again.
+        """
+        subscription.settle_all(deliveries, [Action.ACK] * len(deliveries))
+        written = threading.Event()
+
+        def write() -> None:
+            self._flush()
+            written.set()
+
+        self._link.call(write)
+        return written.wait(_WRITTEN) and subscription.is_open
+
     # The link's thread
 
     def _tick(self) -> None:
         self._ticked = self._clock()
-        self._flush()
         self._link.call_later(_TICK, self._tick)
+        self._flush()
 
     def _flush(self) -> None:
         self._armed_until = 0.0
         for one in self._subscribers:
             one.flush()
         if self._draining and not self._drained.is_set():
-            waits = self._backlog.running or sum(one.outstanding for one in self._subscribers)
-            if not waits:
+            self._left = sum(one.outstanding for one in self._subscribers)
+            if not self._left and not self._backlog.running:
                 self._drained.set()
 
     def _drain(self) -> None:

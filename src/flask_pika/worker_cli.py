@@ -22,7 +22,7 @@ from .health import Health, HealthServer
 from .params import nearest
 from .processes import Supervisor, answer_parent
 from .runner import ExitCode, Runner, health_of
-from .state import State
+from .state import State, close_all
 from .worker import DRAIN_TIMEOUT, THREADS, Worker
 
 
@@ -56,7 +56,7 @@ def run(info: ScriptInfo, queues: Sequence[str], options: Options, reload: bool)
     if reload:
         _reloading(info, queues, options)
     app = _load(info)
-    plans = _plans(app, queues)
+    plans = _plans(app, queues, options.processes)
     health = _health_server(options)
     _banner(app, plans, options, health)
     if options.processes == 1:
@@ -69,6 +69,13 @@ def run(info: ScriptInfo, queues: Sequence[str], options: Options, reload: bool)
             health,
         )
         code = supervisor.run()
+    if code == ExitCode.DRAIN_TIMEOUT:
+        # A handler's thread, or one that it has begun, may never end, and the interpreter waits for some.
+        close_all()
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
     raise SystemExit(code)
 
 
@@ -81,7 +88,7 @@ def _load(info: ScriptInfo) -> Flask:
     return app
 
 
-def _plans(app: Flask, queues: Sequence[str]) -> list[Plan]:
+def _plans(app: Flask, queues: Sequence[str], processes: int) -> list[Plan]:
     states = states_of(app)
     if not states:
         raise _Ends(ExitCode.CONFIGURATION, "this app has no Pika object: call Pika(app) or init_app(app)")
@@ -102,6 +109,14 @@ def _plans(app: Flask, queues: Sequence[str]) -> list[Plan]:
                 ExitCode.NOTHING_TO_CONSUME,
                 f"queue {queue!r} has no consumer; {nearest(queue, sorted(known))}",
             )
+    if processes > 1:
+        for consumer in (one for consumers in registered.values() for one in consumers):
+            if consumer.exclusive and (not queues or consumer.queue in queues):
+                raise _Ends(
+                    ExitCode.CONFIGURATION,
+                    f"queue {consumer.queue!r} has an exclusive consumer, of which there can be one:"
+                    " --processes can't be more than 1",
+                )
     plans = [
         Plan(state, [one for one in consumers if not queues or one.queue in queues])
         for state, consumers in registered.items()
@@ -159,7 +174,7 @@ def _reloading(info: ScriptInfo, queues: Sequence[str], options: Options) -> NoR
     def serve() -> None:  # in a thread: werkzeug's reloader has the main one
         try:
             app = _load(info)
-            plans = _plans(app, queues)
+            plans = _plans(app, queues, options.processes)
             health = _health_server(options)
             _banner(app, plans, options, health)
             workers = _workers(app, plans, options)
