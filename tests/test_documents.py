@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 
-from flask_pika import errors
+from flask_pika import Pika, errors
 from tools.rabbitmq_node import RabbitMQNode
 
 ROOT = Path(__file__).parent.parent
@@ -23,8 +25,8 @@ def blocks(document: str) -> list[str]:
 def test_the_readmes_example_works_as_it_stands(
     node: RabbitMQNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, config_block, app_block, publish_block, consumer_block, channel_block, *more = blocks("README.md")
-    explicit_block, _, testing_block = more
+    _, config_block, app_block, publish_block, consumer_block, topology_block, *more = blocks("README.md")
+    channel_block, explicit_block, _, testing_block = more
     config: dict[str, Any] = {}
     exec(config_block, config)
     assert config["FLASK_PIKA_PARAMS"]["host"] == "amqp.server.com"
@@ -46,7 +48,12 @@ def test_the_readmes_example_works_as_it_stands(
     exec(explicit_block, names)
     exec(consumer_block, names)
     exec(testing_block, names)
+    exec(topology_block, names)
+    fpika.declare()
     with fpika.channel() as ch:
+        ch.queue_delete("events.email")
+        ch.queue_delete("events.email.dead")
+        ch.exchange_delete("events")
         assert ch.queue_declare("orders", passive=True).method.message_count == 1 + 1000 + 1
         ch.queue_delete("orders")
     stats = fpika.stats()
@@ -58,7 +65,7 @@ def test_the_readmes_example_works_as_it_stands(
     "document",
     [
         *("README.md", "docs/channels.md", "docs/publishing.md", "docs/consuming.md", "docs/testing.md"),
-        "docs/migrating.md",
+        *("docs/topology.md", "docs/migrating.md"),
     ],
 )
 def test_every_python_block_can_be_compiled(document: str) -> None:
@@ -157,6 +164,33 @@ def test_the_consuming_pages_examples_work_as_they_stand(tmp_path: Path) -> None
     assert "3 passed" in done.stdout
 
 
+def test_the_topology_pages_examples_work_as_they_stand_and_all_options_are_in_its_tables(
+    node: RabbitMQNode,
+) -> None:
+    names: dict[str, Any] = {}
+    registering, binding, setting_up, *_ = blocks("docs/topology.md")
+    exec(registering, names)
+    fpika: Pika = names["fpika"]
+    app = Flask("shop")
+    app.config["FLASK_PIKA_PARAMS"] = node.params
+    fpika.init_app(app)
+    exec(binding, names)
+    exec(setting_up, names)
+    names["set_up"]()
+    fpika.declare()  # which raises what set_up() prints
+    with fpika.channel() as ch:
+        for queue in ("orders.email", "orders.email.dead", "clicks", "de"):
+            assert ch.queue_delete(queue).method.message_count == 0
+        for exchange in ("orders", "people", "everything"):
+            ch.exchange_delete(exchange)
+    text = (ROOT / "docs" / "topology.md").read_text()
+    tables = [line for line in text.splitlines() if line.startswith("| ")]
+    said = {name for line in tables for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    for method in (Pika.queue, Pika.exchange):
+        options = set(inspect.signature(method).parameters) - {"self", "name"}
+        assert options <= said, options - said
+
+
 def test_the_pytest_plugin_does_nothing_until_it_is_asked(tmp_path: Path) -> None:
     (tmp_path / "test_nothing.py").write_text(
         "import sys\n\n\ndef test_nothing(pytestconfig):\n"
@@ -176,9 +210,8 @@ def test_the_pytest_plugin_does_nothing_until_it_is_asked(tmp_path: Path) -> Non
 
 
 def test_every_error_is_documented() -> None:
-    text = "".join(
-        (ROOT / "docs" / name).read_text() for name in ("channels.md", "publishing.md", "consuming.md")
-    )
+    pages = ("channels.md", "publishing.md", "consuming.md", "topology.md")
+    text = "".join((ROOT / "docs" / name).read_text() for name in pages)
     for name in errors.__all__:
         assert f"`{name}`" in text
 

@@ -223,7 +223,10 @@ def test_bindings_have_many_forms() -> None:
         ("q", {"type": "stream", "message_ttl": 1}, "message_ttl is for classic and quorum queues"),
         ("q", {"arguments": {"x-max-length": 5}}, "arguments\\['x-max-length'\\] has an option: max_length"),
         ("q", {"arguments": {"x-queue-type": "quorum"}}, "has an option: type"),
-        ("q", {"arguments": {"x-queue-mode": "lazy"}}, "is for classic queues, not a quorum one"),
+        ("q", {"arguments": {"x-queue-mode": "lazy"}}, "nothing that RabbitMQ 4 knows: all classic queues"),
+        ("q", {"arguments": {"x-queue-master-locator": "random"}}, "nothing that RabbitMQ 4 knows"),
+        ("q", {"type": "classic", "arguments": {"x-queue-version": 1}}, "is 1; expected 2"),
+        ("q", {"arguments": {"x-queue-version": 2}}, "is for classic queues, not a quorum one"),
         (
             "q",
             {"arguments": {"x-queue-leader-locator": "here"}},

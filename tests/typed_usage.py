@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from flask import Flask
 from typing_extensions import assert_type
 
-from flask_pika import ConsumerStats, Delivery, Outcome, Pika, PooledChannel, Reject, Stats, Worker
+from flask_pika import (
+    ConsumerStats,
+    Delivery,
+    Exchange,
+    Outcome,
+    Pika,
+    PooledChannel,
+    Queue,
+    Reject,
+    Stats,
+    Worker,
+)
 
 
 def use(app: Flask) -> None:
@@ -26,6 +37,16 @@ def use(app: Flask) -> None:
     assert_type(fpika.stats(), Stats)
     assert_type(fpika.stats().in_use, int)
     fpika.close()
+
+
+def declare(fpika: Pika) -> None:
+    orders = fpika.exchange("orders", type="topic", alternate_exchange="lost")
+    assert_type(orders, Exchange)
+    queue = fpika.queue("q", bind=[(orders, "key"), orders, ("people", {"vip": True}, "any")], max_length=5)
+    assert_type(queue, Queue)
+    assert_type(fpika.queue("clicks", type="stream", max_age="7D").arguments, Mapping[str, Any])
+    fpika.declare(timeout=5)
+    fpika.consumer(queue)(print)
 
 
 def consume(fpika: Pika) -> None:

@@ -172,14 +172,18 @@ _FURTHER: dict[str, tuple[tuple[str, ...], range | tuple[str, ...]]] = {
         ("quorum", "stream"),
         ("client-local", "balanced", "random", "least-leaders"),
     ),
-    "x-queue-master-locator": (_CLASSIC, ("min-masters", "client-local", "random")),
-    "x-queue-mode": (_CLASSIC, ("default", "lazy")),
-    "x-queue-version": (_CLASSIC, range(1, 3)),
+    "x-queue-version": (_CLASSIC, range(2, 3)),
     "x-quorum-initial-group-size": (_QUORUM, range(1, 2**31)),
     "x-initial-cluster-size": (_STREAM, range(1, 2**31)),
     "x-stream-filter-size-bytes": (_STREAM, range(16, 256)),
     "x-max-in-memory-length": (_QUORUM, range(2**31)),
     "x-max-in-memory-bytes": (_QUORUM, range(2**31)),
+}
+#: What RabbitMQ 4.3 does not take any more, and why.
+_GONE = {
+    "x-queue-mode": "all classic queues write early to disk, and that is all that it said",
+    "x-queue-master-locator": "x-queue-leader-locator is for quorum queues and streams",
+    "x-ha-policy": "classic queues have no mirrors any more; quorum queues have replicas",
 }
 
 
@@ -189,6 +193,10 @@ def _further(where: str, kind: str, table: dict[str, Any]) -> dict[str, Any]:
         option = _BY_ARGUMENT.get(argument)
         if option is not None:
             raise TopologyError(f"{where}: arguments[{argument!r}] has an option: {option}")
+        if argument in _GONE:
+            raise TopologyError(
+                f"{where}: arguments[{argument!r}] is nothing that RabbitMQ 4 knows: {_GONE[argument]}"
+            )
         if argument not in _FURTHER:
             continue
         kinds, allowed = _FURTHER[argument]
@@ -197,7 +205,7 @@ def _further(where: str, kind: str, table: dict[str, Any]) -> dict[str, Any]:
                 f"{where}: arguments[{argument!r}] is for {_said_of(kinds)}, not a {kind} one"
             )
         if isinstance(allowed, range):
-            expected = f"a number from {allowed[0]} to {allowed[-1]}"
+            expected = f"a number from {allowed[0]} to {allowed[-1]}" if len(allowed) > 1 else str(allowed[0])
             right = isinstance(value, int) and not isinstance(value, bool) and value in allowed
         else:
             expected, right = " or ".join(allowed), isinstance(value, str) and value in allowed
