@@ -27,10 +27,13 @@ from flask_pika import (
     Pika,
     PublishManyFailed,
     PublishRefused,
+    Queue,
     Retry,
     TopologyMismatch,
     Unroutable,
 )
+from flask_pika.declaring import Preparation
+from flask_pika.topology import Topology
 from tests.conftest import Node, wait_for
 from tools.embedded_node import EmbeddedNode
 from tools.proxy import Proxy
@@ -366,6 +369,29 @@ def test_the_publisher_goes_on_though_something_is_unlike_and_says_so_once(
     assert not [one for one in caplog.records if "bug" in one.getMessage()]
 
 
+def test_the_publisher_leaves_alone_what_is_bound_to_something_unlike(everyday: Node, bare: Bare) -> None:
+    fpika, e, q = make(everyday.params), name("e"), name()
+    bare.channel.queue_declare(q, durable=True)
+    fpika.queue(q, bind=[(fpika.exchange(e), "key")])
+    with pytest.raises(Unroutable):
+        fpika.publish(b"", exchange=e, routing_key="key")
+
+
+def test_no_more_channels_are_taken_than_the_broker_gives(
+    everyday: Node, bare: Bare, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_pika.outbox.CHANNELS", 2)  # as if a third were taken, by suspects
+    fpika, q, unlike = make({**everyday.params, "channel_max": 2}), name(), [name() for _ in range(3)]
+    fpika.queue(q)
+    fpika.publish(b"", routing_key=q)
+    for one in unlike:
+        bare.channel.queue_declare(one, durable=True)
+        fpika.queue(one)
+    fpika.publish(b"", routing_key=q)
+    assert bare.count(q) == 2
+    assert not [one for one in caplog.records if "bug" in one.getMessage()]
+
+
 def test_a_declaration_that_costs_the_connection_is_not_tried_for_ever(
     counting: Counting, bare: Bare, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -390,6 +416,47 @@ def test_an_apps_end_is_not_held_up_by_what_it_declares(everyday: Node) -> None:
     _apps.clear()
     del fpika
     wait_for(lambda: gc.collect() >= 0 and gone() is None, "the end of the app's state")
+
+
+class StandInConnection:
+    """Opens a channel when it is told to, on which every declaration is well at once."""
+
+    is_open = True
+
+    def __init__(self) -> None:
+        self.opening: list[Callable[[Any], object]] = []
+        self.declared: list[str] = []
+
+    def channel(self, on_open_callback: Callable[[Any], object]) -> None:
+        self.opening.append(on_open_callback)
+
+    def add_on_close_callback(self, callback: object) -> None:
+        pass
+
+    def queue_declare(self, queue: str, callback: Callable[[object], object], **_options: object) -> None:
+        self.declared.append(queue)
+        callback(None)
+
+    def close(self) -> None:
+        pass
+
+
+def test_two_that_want_it_declared_at_one_time_wait_for_the_same_declaring() -> None:
+    topology, connection, done = Topology(), StandInConnection(), list[str]()
+    topology.add(Queue("q"))
+    preparation = Preparation(topology, "auto")
+    for who in ("first", "second"):
+        preparation.begin(connection, lambda callback: callback, lambda who=who: done.append(who))  # type: ignore[arg-type,misc]
+    (opened,) = connection.opening
+    assert not done
+    opened(connection)
+    assert (connection.declared, done) == (["q"], ["first", "second"])
+    # One that was under way on a connection that is gone is nothing to wait for.
+    preparation.begin(connection, lambda callback: callback, lambda: done.append("lost"))  # type: ignore[arg-type]
+    another = StandInConnection()
+    preparation.begin(another, lambda callback: callback, lambda: done.append("third"))  # type: ignore[arg-type]
+    another.opening[0](another)
+    assert done == ["first", "second", "third"]
 
 
 # -- FLASK_PIKA_DECLARE
@@ -640,15 +707,3 @@ def test_what_is_wrong_with_the_pool_or_a_dead_broker_is_one_line(everyday: Node
     finally:
         everyday.broker.thaw()
     assert len(said.splitlines()) == 1, said
-
-
-def test_many_failures_are_counted_in_a_batch_too(everyday: Node, bare: Bare) -> None:
-    # publish_many() loses what was on its way when the exchange went, and no more.
-    fpika, e, q = make(everyday.params), name("e"), name()
-    fpika.queue(q, bind=[(fpika.exchange(e), "key")])
-    fpika.publish(b"", exchange=e, routing_key="key")
-    bare.channel.exchange_delete(e)
-    with pytest.raises(PublishManyFailed):
-        fpika.publish_many(Message(b"", exchange=e, routing_key="key") for _ in range(10))
-    report = fpika.publish_many(Message(b"", exchange=e, routing_key="key") for _ in range(10))
-    assert report.confirmed == 10

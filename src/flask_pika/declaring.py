@@ -131,7 +131,7 @@ class Preparation:
     @property
     def is_due(self) -> bool:
         """Whether something is registered that was not declared on this connection."""
-        return self._topology.version != self._declared and self._mode != "never"
+        return self._topology.version != self._declared
 
     def forget(self) -> None:
         """There is another connection, or something is gone that was declared."""
