@@ -25,7 +25,6 @@ from flask_pika import (
     BrokerUnavailable,
     Message,
     Pika,
-    PublishManyFailed,
     PublishRefused,
     Queue,
     Retry,
