@@ -308,3 +308,47 @@ def test_a_quorum_queue_that_rejects_has_one_too_many_then_waits_for_room(
         has(ch, q, left)
     confirmed(pub, q, b"x")
     has(ch, q, again + 1)
+
+
+_AT_LEAST_ONCE = {
+    "x-dead-letter-exchange": "",
+    "x-overflow": "reject-publish",
+    "x-dead-letter-strategy": "at-least-once",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "then", "argument"),
+    [
+        ("quorum", _AT_LEAST_ONCE, {"x-dead-letter-strategy": "at-most-once"}, "x-dead-letter-strategy"),
+        ("quorum", {"x-delivery-limit": 4}, {"x-delivery-limit": 5}, "x-delivery-limit"),
+        (
+            "quorum",
+            {"x-queue-leader-locator": "balanced"},
+            {"x-queue-leader-locator": "client-local"},
+            "x-queue-leader-locator",
+        ),
+        ("stream", {"x-max-age": "1D"}, {"x-max-age": "2D"}, "x-max-age"),
+        (
+            "stream",
+            {"x-stream-max-segment-size-bytes": 1000},
+            {"x-stream-max-segment-size-bytes": 2000},
+            "x-stream-max-segment-size-bytes",
+        ),
+    ],
+)
+def test_what_quorum_queues_and_streams_add_is_compared_too(
+    ch: BlockingChannel,
+    typed: Declare,
+    kind: str,
+    first: dict[str, Any],
+    then: dict[str, Any],
+    argument: str,
+) -> None:
+    q = typed(kind, **first)
+    with closes(
+        406,
+        f"PRECONDITION_FAILED - inequivalent arg '{argument}' for queue '{q}' in vhost '/': received"
+        f" '{then[argument]}' but current is '{first[argument]}'",
+    ):
+        ch.queue_declare(q, durable=True, arguments={"x-queue-type": kind, **first, **then})

@@ -9,7 +9,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.contract.conftest import Declare
-from tests.contract.helpers import Inbox, closes, confirmed, disconnects, touch
+from tests.contract.helpers import Inbox, closes, confirmed, disconnects, name, touch
 
 
 def test_a_stream_is_read_again_and_again(ch: BlockingChannel, pub: BlockingChannel, typed: Declare) -> None:
@@ -142,3 +142,17 @@ def test_an_offset_is_refused_where_there_is_no_stream(
     q = typed(kind)
     with closes(406, re.compile(r"PRECONDITION_FAILED - .*x-stream-offset.*")):
         Inbox(ch, q, arguments={"x-stream-offset": "first"})
+
+
+def test_a_stream_without_age_is_refused_with_406(ch: BlockingChannel) -> None:
+    q = name()
+    why = f"PRECONDITION_FAILED - invalid arg 'x-max-age' for queue '{q}' in vhost '/': invalid_max_age"
+    with closes(406, why):
+        ch.queue_declare(q, durable=True, arguments={"x-queue-type": "stream", "x-max-age": "0s"})
+
+
+def test_a_streams_files_have_three_gigabytes_at_the_most(ch: BlockingChannel, typed: Declare) -> None:
+    typed("stream", x_stream_max_segment_size_bytes=3_000_000_000)
+    arguments = {"x-queue-type": "stream", "x-stream-max-segment-size-bytes": 3_000_000_001}
+    with closes(406, "PRECONDITION_FAILED - Exceeded max value for x-stream-max-segment-size-bytes"):
+        ch.queue_declare(name(), durable=True, arguments=arguments)

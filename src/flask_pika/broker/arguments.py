@@ -11,6 +11,8 @@ from .tables import Field, Table, is_integer, text_of
 
 #: Milliseconds that RabbitMQ's timers can count to: ten years.
 _LONGEST = 315_360_000_000
+#: Bytes of a stream's file, at the most.
+_LARGEST_SEGMENT = 3_000_000_000
 _AT_LEAST_ONCE = "at-least-once"
 _OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
 _TYPES = ("classic", "quorum", "stream")
@@ -131,7 +133,7 @@ def _version(field: Field) -> int:
 
 def _age(field: Field) -> str:
     value = _text(field)
-    if not re.fullmatch(r"[0-9]+[YMDhms]", value):
+    if not re.fullmatch(r"0*[1-9][0-9]*[YMDhms]", value):
         raise ValueError("invalid_max_age")
     return value
 
@@ -198,6 +200,9 @@ def read_queue_arguments(arguments: Table, where: str) -> QueueSettings:
         raise precondition_failed(
             f"invalid arg 'x-dead-letter-routing-key' for {where}: routing_key_but_no_dlx_defined"
         )
+    segment = values.get("stream_max_segment_size_bytes")
+    if isinstance(segment, int) and segment > _LARGEST_SEGMENT:
+        raise precondition_failed("Exceeded max value for x-stream-max-segment-size-bytes")
     known = {field.name for field in fields(QueueSettings)}
     acted_on = {name: value for name, value in values.items() if name in known}
     if kind == "quorum" and acted_on.get("overflow") == "reject-publish-dlx":
