@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,12 @@ import os
 {APP}
 app.config["OTHER_PARAMS"] = os.environ["FLASK_PIKA_PARAMS"]
 Pika(app, config_prefix="OTHER")
+"""
+#: What a process had in memory at the most; rusage would have its parent's.
+PEAK = """
+import atexit, pathlib
+status = pathlib.Path("/proc/self/status")
+atexit.register(lambda: pathlib.Path(__file__).with_name("peak").write_text(status.read_text()))
 """
 
 
@@ -144,8 +151,7 @@ def test_list_shows_a_table_and_every_look_leaves_the_order_as_it_was(shop: Shop
     assert f"120 of 150 dead letters of '{shop.queue}'; a higher --limit shows more" in said
     first = said.splitlines()[1].split()
     assert first[:2] == ["1", "id-00000"]
-    assert "5      attempts  KeyError: 'item'" in said.replace("attempts  ", "attempts  ")
-    assert "shop / order.created" in said
+    assert "  5         attempts  KeyError: 'item'  shop / order.created\n" in said
     assert "id-00119" in said
     assert "id-00120" not in said
     # A part of those that were looked at before, and then a smaller one, and so on.
@@ -294,10 +300,12 @@ def test_replay_ends_though_all_of_them_fail_again(shop: Shop, everyday: Node) -
     try:
         assert "50 replayed, 0 failed, 0 left" in shop.says("replay")
         shop.waits_for(50)
+        assert "25 replayed, 0 failed, 25 left" in shop.says("replay", "--match", "tenant=b")
+        shop.waits_for(50)
     finally:
         ended.set()
         worker.join()
-    assert shop.ids(shop.dead.name) == ids
+    assert shop.ids(shop.dead.name) == ids[0::2] + ids[1::2]
 
 
 def test_replay_is_as_fast_as_it_is_told_and_ctrl_c_ends_it_with_an_account(shop: Shop) -> None:
@@ -308,10 +316,13 @@ def test_replay_is_as_fast_as_it_is_told_and_ctrl_c_ends_it_with_an_account(shop
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     alive = shop.ids(shop.queue)
-    assert 5 <= len(alive) < 60, "it went faster than it was told"
+    assert 5 <= len(alive) < 60
     assert f"{len(alive)} replayed, 0 failed, {60 - len(alive)} left; interrupted" in said
     shop.waits_for(60 - len(alive))
-    assert alive + shop.ids(shop.dead.name) == ids
+    began = time.monotonic()
+    assert "21 replayed" in shop.says("replay", "--rate", "10", "--limit", "21")
+    assert time.monotonic() - began > 2, "it went faster than it was told"
+    assert alive + shop.ids(shop.queue) + shop.ids(shop.dead.name) == ids
 
 
 def test_replay_ends_where_the_queue_takes_no_more(shop: Shop) -> None:
@@ -512,13 +523,12 @@ def test_import_killed_in_the_middle_can_go_on_from_there(shop: Shop) -> None:
 
 
 def test_ten_thousand_stay_out_of_memory_and_take_seconds(shop: Shop) -> None:
+    (shop.place / "app.py").write_text(APP + PEAK)
+
     def peak(*args: str) -> int:
         with Path(os.devnull).open("w") as nowhere:
-            process = subprocess.Popen(shop.argv(*args), cwd=shop.place, env=shop.env, stdout=nowhere)
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0
-        return usage.ru_maxrss
+            subprocess.run(shop.argv(*args), cwd=shop.place, env=shop.env, stdout=nowhere, check=True)
+        return int((shop.place / "peak").read_text().split("VmHWM:")[1].split()[0])
 
     shop.fill(10_000, b"x" * 10_000)  # 100 MB
     least = peak("list", shop.queue, "--limit", "1")

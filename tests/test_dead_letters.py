@@ -300,6 +300,10 @@ def test_a_body_is_shown_as_what_it_is_and_not_without_end() -> None:
     assert "ff 00 41" in as_page(letter(b"\xff\x00A"), 1)
     assert len(as_page(letter(b"\xff" * 10_000_000), 1)) < 5000
     assert len(as_page(letter(b"x" * 10_000_000), 1)) < 20_000
+    deaths = [death("q", "expired", "shop", "k")]
+    assert '"routing-keys": ["k"], "count": 1, "time": "2026-05-01T12:00:00+00:00"' in as_page(
+        letter(headers={"x-death": deaths}), 1
+    )
     assert "9990000 characters more" in as_page(letter(b"x" * 10_000_000), 1)
     assert len(as_page(letter(headers={"long": "x" * 100_000}), 1)) < 5000
 

@@ -4,7 +4,7 @@ RabbitMQ 3.10, and what it does to the order of a quorum queue (tried): what is 
 was given back before, and before what nobody has had. So a look at the first five of ten that were looked at
 before would put those five last. Therefore, who has had one that was delivered before goes on until one comes
 that was not: then all that was ever given back is here, and goes back in one piece. It keeps its order when
-its channel is closed, by consumer in the order of their tags, as long as these are 32 at the most; a
+its connection is dropped, by consumer in the order of their tags, as long as these are 32 at the most; a
 Basic.Nack of many, and Basic.Get, shuffle.
 """
 
@@ -301,17 +301,15 @@ class DeadReader:
             raise
 
     def _give_back(self) -> None:
-        """Close the channel, and return when the broker has back what was not removed."""
+        """Drop the connection, and return when the broker has back what was not removed."""
         channel = self._slot.channel
         if self._windows == 0 or channel is None or not channel.is_open:
             return
         with self._asking():
-            is_quiet = pika_internals.cancel_quietly(channel, self._tag())
             channel.basic_qos(prefetch_count=1)  # answered when the broker has done all that came before
-            if is_quiet:
-                channel.close()
-            else:
-                self._slot.abandon()
+        # Without a word: pika's goodbye gives back, one by one, what is still on its way, and so before what
+        # had come before.
+        self._slot.abandon()
         self._windows = 0
         end = time.monotonic() + _GIVE_BACK
         while self.count() < self._total - self._removed and time.monotonic() < end:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .dead_letters import Letter, as_text
@@ -11,9 +11,9 @@ from .delivery import FAILURE
 from .message import PROPERTIES
 
 _TRACEBACK = f"{FAILURE}traceback"
-_HEADS = ("#", "message id", "time", "tries", "reason", "error", "published to")
+_HEADS = ("#", "message id", "time", "attempts", "reason", "error", "published to")
 #: Characters of a column, at the most.
-_WIDEST = (8, 36, 19, 5, 16, 50, 40)
+_WIDEST = (8, 36, 19, 8, 16, 50, 40)
 #: Characters of a header, of a body, and bytes of one that is no text.
 _HEADER, _TEXT, _BINARY = 1000, 10_000, 512
 
@@ -64,7 +64,17 @@ def _published(letter: Letter) -> str:
 
 
 def _or_dash(value: Any) -> str:
+    if isinstance(value, (list, Mapping)):
+        return json.dumps(_plain(value), ensure_ascii=False)
     return "-" if value is None or value == "" else as_text(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return {as_text(name): _plain(one) for name, one in value.items()}
+    return value if value is None or isinstance(value, int) else as_text(value)
 
 
 def _short(text: str, width: int) -> str:
@@ -105,7 +115,7 @@ def as_page(letter: Letter, total: int) -> str:
     about = {
         "place": f"{letter.place} of {total}",
         "time": failure.time,
-        "tries": failure.attempts,
+        "attempts": failure.attempts,
         "reason": failure.reason,
         "error": _error(letter),
         "published to": _published(letter),

@@ -26,7 +26,7 @@ from typing import Any
 
 from pika import exceptions as pika_errors
 from pika import spec
-from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+from pika.adapters.blocking_connection import BlockingConnection
 from pika.adapters.select_connection import IOLoop
 from pika.connection import Connection
 from pika.spec import BasicProperties
@@ -121,20 +121,6 @@ class _Kept(BasicProperties):
         except Exception:  # of many types
             parent.__init__()
         return self
-
-
-def cancel_quietly(channel: BlockingChannel, tag: str) -> bool:
-    """Ask for no more deliveries; False where that cannot be had.
-
-    Pika's own cancelling, also that in ``close()``, gives back one by one what is still on its way, and so
-    before what had come before.
-    """
-    send = getattr(getattr(channel, "_impl", None), "_send_method", None)
-    if send is None:
-        return False
-    make: Any = spec.Basic.Cancel
-    send(make(consumer_tag=tag, nowait=True))
-    return True
 
 
 def _encoded(properties: Any) -> list[bytes]:
