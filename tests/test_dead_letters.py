@@ -123,7 +123,7 @@ def test_a_text_is_read_as_one_and_what_is_none_as_base64() -> None:
 
 
 def test_what_the_broker_counts_of_its_deliveries_is_not_the_messages() -> None:
-    dead = letter(headers={"x-delivery-count": 3, "tenant": "a"})
+    dead = letter(headers={"x-delivery-count": 3, "x-acquired-count": 4, "tenant": "a"})
     assert dead.headers == {"tenant": "a"}
     assert dead.encoded == letter(headers={"tenant": "a"}).encoded
     assert letter(headers={"x-delivery-count": 3}).encoded == letter().encoded

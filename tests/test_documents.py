@@ -26,7 +26,7 @@ def test_the_readmes_example_works_as_it_stands(
     node: RabbitMQNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, config_block, app_block, publish_block, consumer_block, topology_block, *more = blocks("README.md")
-    channel_block, explicit_block, _, testing_block = more
+    retries_block, channel_block, explicit_block, _, testing_block = more
     config: dict[str, Any] = {}
     exec(config_block, config)
     assert config["FLASK_PIKA_PARAMS"]["host"] == "amqp.server.com"
@@ -49,10 +49,14 @@ def test_the_readmes_example_works_as_it_stands(
     exec(consumer_block, names)
     exec(testing_block, names)
     exec(topology_block, names)
+    exec(retries_block, names)
     fpika.declare()
+    assert fpika.run_consumer(names["send"], {}).delay == 1
     with fpika.channel() as ch:
         ch.queue_delete("events.email")
         ch.queue_delete("events.email.dead")
+        for seconds in (1, 2, 4, 8):
+            ch.queue_delete(f"events.email.retry.{seconds}000ms")
         ch.exchange_delete("events")
         assert ch.queue_declare("orders", passive=True).method.message_count == 1 + 1000 + 1
         ch.queue_delete("orders")
@@ -65,7 +69,7 @@ def test_the_readmes_example_works_as_it_stands(
     "document",
     [
         *("README.md", "docs/channels.md", "docs/publishing.md", "docs/consuming.md", "docs/testing.md"),
-        *("docs/topology.md", "docs/migrating.md"),
+        *("docs/topology.md", "docs/retries.md", "docs/migrating.md"),
     ],
 )
 def test_every_python_block_can_be_compiled(document: str) -> None:
@@ -189,6 +193,58 @@ def test_the_topology_pages_examples_work_as_they_stand_and_all_options_are_in_i
     for method in (Pika.queue, Pika.exchange):
         options = set(inspect.signature(method).parameters) - {"self", "name"}
         assert options <= said, options - said
+
+
+#: What the page about retries leaves to its reader.
+MAIL = """
+from types import SimpleNamespace
+
+from flask import Flask
+from flask_pika import Pika
+
+fpika = Pika()
+sent = []
+mail = sent.append
+shop = SimpleNamespace(closed=False, is_closed=lambda: shop.closed)
+
+
+"""
+TESTS_OF_THE_MAIL = """
+import pytest
+from mail import Flask, fpika, handle, sent, shop
+
+
+@pytest.fixture
+def app():
+    app = Flask("mail")
+    fpika.init_app(app)
+    with app.app_context():
+        yield app
+
+
+def test_the_mail_is_sent(app):
+    assert fpika.run_consumer(handle, {"item": "tea"}).acked
+    assert sent == [{"item": "tea"}]
+    assert fpika.run_consumer(handle, b"no json").dead
+
+
+"""
+
+
+def test_the_retries_pages_examples_work_as_they_stand(tmp_path: Path) -> None:
+    handler, limit, tests = blocks("docs/retries.md")
+    (tmp_path / "mail.py").write_text("\n\n".join([MAIL, handler, limit]))
+    (tmp_path / "test_mail.py").write_text("\n\n".join([TESTS_OF_THE_MAIL, tests]))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
 
 
 def test_the_pytest_plugin_does_nothing_until_it_is_asked(tmp_path: Path) -> None:

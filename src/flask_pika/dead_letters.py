@@ -15,8 +15,8 @@ from .errors import UndecodableMessage
 from .failures import revived
 from .message import PROPERTIES
 
-#: What RabbitMQ puts to what it delivers, and is not the message's.
-_COUNT = "x-delivery-count"
+#: What RabbitMQ puts to what it delivers, and is not the message's; the second one from 4.3 on.
+_COUNTS = ("x-delivery-count", "x-acquired-count")
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,15 @@ def _deaths(headers: Mapping[Any, Any]) -> tuple[Mapping[str, Any], Mapping[str,
 def without_count(properties: BasicProperties, encoded: bytes) -> bytes:
     """Take off what is the delivery's, not the message's."""
     headers: Any = properties.headers
-    if headers and headers.pop(_COUNT, None) is not None and not headers:
-        properties.headers = None
+    if headers:
+        for name in _COUNTS:
+            headers.pop(name, None)
+        properties.headers = headers or None
     try:
         kept = EncodedProperties(encoded)
     except UndecodableMessage:
         return encoded
-    kept.leave_out_headers(lambda name: name == _COUNT)
+    kept.leave_out_headers(lambda name: name in _COUNTS)
     return b"".join(kept.encode())
 
 
