@@ -32,7 +32,7 @@ _MOST = 2**31 - 1
 _ORIGIN = (f"{FAILURE}exchange", f"{FAILURE}routing-key")
 _NOT_KEPT = ("user_id", "expiration")
 #: What RabbitMQ has put on a message, and puts on the copy anew; and what would route the copy elsewhere.
-_BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count")
+_BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 _ROUTING = ("CC", "BCC")
 
 
