@@ -83,14 +83,20 @@ class Delivery:
     @property
     def properties(self) -> BasicProperties:
         """All of AMQP's properties, as pika has them."""
-        if self._decoded is None:  # now that somebody looks
-            made: Any = BasicProperties  # pika's generated classes are not annotated
-            try:
-                content = self._content
-                self._decoded = made().decode(content) if isinstance(content, bytes) else content
-            except Exception as exc:  # of many types
-                raise UndecodableMessage("the message's properties cannot be decoded") from exc
-        decoded: BasicProperties = self._decoded
+        decoded = self._decoded
+        if decoded is None:  # now that somebody looks
+            decoded = self._decoded = self._decode()
+        return decoded
+
+    def _decode(self) -> BasicProperties:
+        content = self._content
+        if not isinstance(content, bytes):
+            return content
+        make: Any = BasicProperties  # pika's generated classes are not annotated
+        try:
+            decoded: BasicProperties = make().decode(content)
+        except Exception as exc:  # of many types
+            raise UndecodableMessage("the message's properties cannot be decoded") from exc
         return decoded
 
     def encoded(self) -> EncodedProperties:
