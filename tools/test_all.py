@@ -64,6 +64,7 @@ _CONTRACT = "tests/contract"
 _AT_THE_ENDS = (
     *(f"tests/{path.name}" for path in sorted((_ROOT / "tests").glob("test_*outage.py"))),
     "tests/test_worker_processes.py",
+    "tests/test_retry_outage.py",
 )
 _LONGEST = (
     "tests/test_worker_processes.py"
