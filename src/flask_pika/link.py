@@ -115,6 +115,7 @@ class Link:
         self._failed_rounds = 0
         self._useful_since: float | None = None  # of the monotonic clock
         self._stopping = False
+        self._cut_off = False  # in the middle of its goodbye
         self._received = 0
         self._silent_looks = 0
 
@@ -180,7 +181,7 @@ class Link:
         if not answered:
             self.call(self._loop.stop)
             self._thread.join(_HARD_STOP)
-        return answered
+        return answered and not self._cut_off
 
     def forget(self) -> None:
         """In a forked child: close the child's copy of the socket, which is the parent's, without a word.
@@ -377,6 +378,7 @@ class Link:
         if self._useful_since is not None and time.monotonic() - self._useful_since > _LIVED:
             self._failed_rounds = 0
         if self._stopping:
+            self._cut_off = not isinstance(exc, pika_errors.ConnectionClosedByClient)
             self._loop.stop()
             self._user.link_lost(exc)
             return

@@ -86,7 +86,7 @@ class Subscriber:
         self._copies_failed = 0  # in a row; set to 0 by any thread
         self._batches = 0  # counts them, so that a timer knows whose time is over
         #: Read by any thread.
-        self.state = "connecting"
+        self.state = "stopped"  # until its worker starts
         self._error = ""
         self._requeued = self._rejected = 0
 

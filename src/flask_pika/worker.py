@@ -99,6 +99,7 @@ class Worker:
             for consumer in consumers
         ]
         self._handlers: list[threading.Thread] = []
+        self._begun = 0  # how many of them were started
         self._armed_until = 0.0
         self._ticked = clock()
         self._draining = False
@@ -130,6 +131,8 @@ class Worker:
             raise RuntimeError("this worker was made in another process; make it after the fork")
         if self._link.started or self._stopped is not None:
             raise RuntimeError("this worker was started before, or stopped; make another one")
+        for one in self._subscribers:
+            one.state = "connecting"
         self._link.start()
         self._link.call(self._tick)
         try:
@@ -138,6 +141,7 @@ class Worker:
                 # Known before it runs: its first handler may ask whether it is one of these.
                 self._handlers.append(thread)
                 thread.start()
+                self._begun += 1
         except RuntimeError:
             self._handlers.pop()
             self.stop(0.0)
@@ -153,8 +157,8 @@ class Worker:
         """Drain: take nothing new, give back what no handler has begun, wait for those that run, and leave.
 
         :param within: seconds that handlers may go on. Default: the worker's ``drain_timeout``.
-        :returns: whether all of them were done. Those that were not run on, in daemon threads, and what they
-            were about comes again, to another worker.
+        :returns: whether all of them were done, and the broker has heard of it. Those that were not run on,
+            in daemon threads, and what they were about comes again, to another worker.
         :raises RuntimeError: a handler called it, which would wait for itself.
         """
         if self._link.is_own_thread or threading.current_thread() in self._handlers:
@@ -164,7 +168,10 @@ class Worker:
         deadline = self._clock() + (self.drain_timeout if within is None else within)
         with self._stopping:
             if self._stopped is None:
-                self._stopped = self._stop(deadline)
+                done = self._stop(deadline)
+                if self._stopped is None:  # a signal handler may have stopped it meanwhile
+                    self._stopped = done
+                    self._drained.set()  # who was interrupted by that waits no more
             return self._stopped
 
     def _stop(self, deadline: float) -> bool:
@@ -172,6 +179,8 @@ class Worker:
             return True
         self.drain()
         drained = self._drained.wait(max(0.0, min(deadline - self._clock(), threading.TIMEOUT_MAX)))
+        if self._stopped is not None:
+            return self._stopped
         # What was settled goes first: the goodbye follows it on the wire.
         self._link.call(self._flush)
         answered = self._link.stop(max(_GOODBYE, deadline - self._clock()))
@@ -205,7 +214,8 @@ class Worker:
     @property
     def is_live(self) -> bool:
         """Whether its threads do their work, or could."""
-        return self._clock() - self._ticked < _DEAD and all(thread.is_alive() for thread in self._handlers)
+        begun = self._handlers[: self._begun]
+        return self._clock() - self._ticked < _DEAD and all(thread.is_alive() for thread in begun)
 
     @property
     def is_ready(self) -> bool:
@@ -311,7 +321,8 @@ class Worker:
 
         def write() -> None:
             self._flush()
-            written.set()
+            # A turn later: over TLS, or by the public way, it is written in between.
+            self._link.call(written.set)
 
         self._link.call(write)
         return written.wait(_WRITTEN) and subscription.is_open

@@ -69,7 +69,7 @@ def run(info: ScriptInfo, queues: Sequence[str], options: Options, reload: bool)
             health,
         )
         code = supervisor.run()
-    if code == ExitCode.DRAIN_TIMEOUT:
+    if code in (ExitCode.DRAIN_TIMEOUT, ExitCode.REFUSED):
         # A handler's thread, or one that it has begun, may never end, and the interpreter waits for some.
         close_all()
         logging.shutdown()
