@@ -184,6 +184,19 @@ def test_a_queue_has_one_consumer(fpika: Pika) -> None:
     assert [one.handler for one in fpika.worker().consumers] == [nothing]
 
 
+def test_two_handlers_of_one_decorator_are_two(fpika: Pika) -> None:
+    def logged(handler: Callable[[Delivery], None]) -> Callable[[Delivery], None]:
+        def inner(delivery: Delivery) -> None:  # without functools.wraps
+            handler(delivery)
+
+        return inner
+
+    fpika.consumer("orders")(logged(nothing))
+    fpika.consumer("orders")(logged(nothing))  # a factory, for the second time
+    with pytest.raises(SetupError, match="'orders' has two consumers"):
+        fpika.consumer("orders")(logged(other))
+
+
 def test_a_factory_may_be_called_twice_and_the_last_one_counts() -> None:
     fpika = Pika()
 
@@ -723,6 +736,22 @@ def test_what_amqp_cannot_carry_is_never_delivered(fpika: Pika, about: Any, said
     fpika.consumer("orders")(nothing)
     with pytest.raises(InvalidMessage, match=said):
         fpika.run_consumer(nothing, about.pop("body"), **about)
+
+
+def test_a_method_of_an_object_is_found_by_its_name(fpika: Pika) -> None:
+    class Shop:
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def handle(self, delivery: Delivery) -> None:
+            self.seen.append(delivery.text)
+
+    shop, another = Shop(), Shop()
+    fpika.consumer("orders")(shop.handle)
+    assert fpika.run_consumer(shop.handle, "tea").acked
+    assert shop.seen == ["tea"]
+    with pytest.raises(SetupError, match="is no handler"):
+        fpika.run_consumer(another.handle, "tea")
 
 
 def test_a_function_that_nobody_registered_is_no_consumer(fpika: Pika) -> None:

