@@ -55,6 +55,8 @@ class Consumer:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     blueprint: Blueprint | None = None
     retry: Retry | None = None
+    #: Whether its queue is registered as a stream.
+    stream: bool = False
 
     @property
     def name(self) -> str:
@@ -75,7 +77,7 @@ class Consumer:
     @property
     def is_stream(self) -> bool:
         """Whether its queue is a stream, as far as can be known: nothing can be rejected there."""
-        return any(name.startswith("x-stream-") for name in self.arguments)
+        return self.stream or any(name.startswith("x-stream-") for name in self.arguments)
 
     def is_of(self, app: Flask) -> bool:
         """Whether this app consumes it: one of a blueprint, where that is registered."""

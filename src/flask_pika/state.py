@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import functools
 import importlib
 import logging
@@ -192,6 +193,8 @@ class State:
             raise PoolClosed(f"close() was called for {self._app_name!r}; its workers do not start any more")
         for consumer in consumers:
             check_type(consumer, self.topology.queue(consumer.queue))
+        streams = {queue.name for queue in self.topology.queues if queue.type == "stream"}
+        consumers = [dataclasses.replace(one, stream=one.queue in streams) for one in consumers]
         name = f"{connection_name(self._app_name)}: worker"
         more = functools.partial(_queues_of, self.topology, consumers)
         worker = Worker(
