@@ -429,6 +429,13 @@ class StandInConnection:
     def channel(self, on_open_callback: Callable[[Any], object]) -> None:
         self.opening.append(on_open_callback)
 
+    @property
+    def ioloop(self) -> StandInConnection:
+        return self
+
+    def call_later(self, seconds: float, callback: object) -> None:
+        """It is well before any time is over."""
+
     def add_on_close_callback(self, callback: object) -> None:
         pass
 
@@ -500,7 +507,7 @@ def test_never_looks_at_nothing(counting: Counting, bare: Bare) -> None:
 
 def test_a_worker_has_its_queues_when_it_begins(everyday: Node, bare: Bare) -> None:
     fpika, q, e = make(everyday.params), name(), name("e")
-    fpika.queue(q, bind=[(fpika.exchange(e), "key")])
+    fpika.queue(q, bind=[(fpika.exchange(e), "key")], dead_letter=True)
     got: list[bytes] = []
     fpika.consumer(q, retry=Retry(attempts=2))(lambda delivery: got.append(delivery.body))
     with fpika.worker():

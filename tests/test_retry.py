@@ -634,7 +634,7 @@ def test_a_queue_that_is_gone_is_declared_again() -> None:
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailable("away"), Nacked("full"), RuntimeError("odd")])
-def test_what_cannot_be_copied_goes_back(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_copied_is_tried_again(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     post = Post()
     for decision, queue in (
         (Decision(Action.RETRY, 1.234), "work.retry.1234ms"),
@@ -642,7 +642,7 @@ def test_what_cannot_be_copied_goes_back(error: Exception, caplog: pytest.LogCap
     ):
         post.errors = [error]
         assert post.settle(delivered(), decision) is Action.GIVE_BACK
-        assert f"was not copied to queue '{queue}', and goes back: {error}" in caplog.records[-1].getMessage()
+        assert f"was not copied to queue '{queue}', and will be: {error}" in caplog.records[-1].getMessage()
         assert caplog.records[-1].levelname == "ERROR"
 
 

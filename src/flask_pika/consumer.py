@@ -258,6 +258,11 @@ def check_type(consumer: Consumer, queue: Queue | None) -> None:
     """
     if consumer.retry is not None and queue is not None and queue.type == "stream":
         raise SetupError(f"the consumer of queue {consumer.queue!r}: {_STREAM}")
+    if consumer.retry is not None and queue is not None and "x-dead-letter-exchange" not in queue.arguments:
+        raise SetupError(
+            f"the consumer of queue {consumer.queue!r} has retry=, and the queue has no dead letters, so what"
+            " kills its worker again and again would be lost; register it with dead_letter=True"
+        )
 
 
 def choose(consumers: Sequence[Consumer], queues: Sequence[str]) -> list[Consumer]:

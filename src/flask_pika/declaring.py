@@ -14,10 +14,13 @@ from pika.adapters.select_connection import SelectConnection
 
 from .config import Declare
 from .errors import TopologyMismatch
-from .steps import ACCESS_REFUSED, OVER_ONE_STEP, Step, all_steps, is_unlike, mismatch
+from .steps import ACCESS_REFUSED, OVER_ONE_STEP, Step, all_steps, is_unlike, mismatch, no_answer
 from .topology import Exchange, Queue, Topology
 
 logger = logging.getLogger("flask_pika.topology")
+
+#: Seconds that all of it may take: a queue that does not answer must not stop everything else.
+_PATIENCE = 10.0
 
 _NO_EXCHANGE = re.compile(r"no exchange '(.*)' in vhost", re.S)
 
@@ -47,8 +50,12 @@ class Declaring:
         self._steps = collections.deque(steps)
         self._done = done
         self._costly = costly
-        self._doing: Step | None = None
-        self._problems: list[TopologyMismatch] = []
+        #: What is under way.
+        self.doing: Step | None = None
+        #: What went wrong.
+        self.problems: list[TopologyMismatch] = []
+        #: Names of what could not be declared.
+        self.unmade: set[str] = set()
         self._unlike: list[Exchange | Queue] = []
         self._channel: Any = None
         self._open()
@@ -66,11 +73,11 @@ class Declaring:
         while self._steps and self._steps[0].leaves_alone(self._unlike):
             self._steps.popleft()
         if not self._steps:
-            self._doing = None
+            self.doing = None
             self._channel.close()
-            self._done(self._problems)
+            self._done(self.problems)
             return
-        self._doing = step = self._steps.popleft()
+        self.doing = step = self._steps.popleft()
         method = getattr(self._channel, step.method)
         method(**step.arguments, callback=self._guarded(lambda _ok: self._did(step)))
 
@@ -80,7 +87,7 @@ class Declaring:
         self._next()
 
     def _closed(self, _channel: object, error: Exception) -> None:
-        step, self._doing = self._doing, None
+        step, self.doing = self.doing, None
         if step is None:
             return
         problem = mismatch(step, error)
@@ -90,7 +97,8 @@ class Declaring:
             return
         # Who may not declare it may use it all the same.
         if step.stage != "compare" or problem.reply_code != ACCESS_REFUSED:
-            self._problems.append(problem)
+            self.problems.append(problem)
+            self.unmade.add(step.thing.name)
             if is_unlike(problem):
                 self._unlike.append(step.thing)
         # Soon: pika has not put the old channel's number back yet.
@@ -126,6 +134,7 @@ class Preparation:
         # Steps that the broker closed the connection over: left out, until it is lost for another reason.
         self._refused: list[tuple[Step, TopologyMismatch]] = []
         self._was_costly = False
+        self._unmade: set[str] = set()  # names of what could not be declared
         self._waiting: list[Callable[[], object]] = []  # for the end of what is under way
 
     @property
@@ -140,6 +149,8 @@ class Preparation:
     def misses(self, text: str) -> bool:
         """Whether a 404 of this text is about an exchange that is registered, and is to be declared again."""
         found = _NO_EXCHANGE.search(text)
+        if found is not None and found[1] in self._unmade:  # it could not be made, and cannot now, it seems
+            return False
         return found is not None and self._topology.exchange(found[1]) is not None
 
     def has_queue(self, name: str) -> bool:
@@ -169,19 +180,35 @@ class Preparation:
             return
         version = self._topology.version
         refused = [step for step, _problem in self._refused]
-        steps = [step for step in self._steps() if step not in refused]
+        steps = [step for step in self._steps() if step not in refused and step.then not in refused]
+
+        is_over = False
 
         def ended(problems: list[TopologyMismatch]) -> None:
+            nonlocal is_over
+            if is_over:  # given up
+                return
+            is_over = True
+            self._unmade = {step.thing.name for step, _ in self._refused}
+            if declaring is not None:
+                self._unmade |= declaring.unmade
             self._declared = version
             self._tell([problem for _step, problem in self._refused] + problems)
             waiting, self._waiting = self._waiting, []
             for one in waiting:
                 one()
 
-        if steps:
-            Declaring(connection, guarded, steps, ended, self._costly)
-        else:
+        declaring: Declaring | None = None
+        if not steps:
             ended([])
+            return
+        begun = declaring = Declaring(connection, guarded, steps, ended, self._costly)
+
+        def give_up() -> None:
+            if not is_over and self._connection() is connection:
+                ended([*begun.problems, no_answer(begun.doing, _PATIENCE)])
+
+        connection.ioloop.call_later(_PATIENCE, guarded(give_up))
 
     def _costly(self, step: Step, problem: TopologyMismatch) -> None:
         self._was_costly = True

@@ -114,9 +114,11 @@ class Delivery:
         if isinstance(content, bytes) and _RETURNED not in content:  # as nearly all
             return {}
         try:
-            return self.encoded().values(FAILURE)
+            found = self.encoded().values(FAILURE)
         except UndecodableMessage:
             return {}
+        # Of another queue's consumer, when a handler passed the headers on: nothing to this one.
+        return found if found.get("queue", self.queue) == self.queue else {}
 
     def restore(self) -> None:
         """Say of a message that comes from the retries, or was replayed, where it was first published to."""

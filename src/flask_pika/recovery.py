@@ -42,7 +42,7 @@ class Recovery:
     ) -> Action | None:
         """Do what was decided; how the delivery itself is to be settled.
 
-        ``GIVE_BACK``: it could not be done. Not at once, as then it would come again at once.
+        ``GIVE_BACK``: it could not be done. It is to be tried again, as long as the delivery can be settled.
         """
         if decision.action not in (Action.RETRY, Action.DEAD):
             return decision.action
@@ -53,7 +53,7 @@ class Recovery:
                 name = dead_queue(consumer.queue).name
                 if decision.action is Action.RETRY:
                     name = self._waiting(consumer, decision).name
-                logger.error("%r was not copied to queue %r, and goes back: %s", delivery, name, exc)  # noqa: TRY400
+                logger.error("%r was not copied to queue %r, and will be: %s", delivery, name, exc)  # noqa: TRY400
                 return Action.GIVE_BACK
 
     def _settle(

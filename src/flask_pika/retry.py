@@ -14,6 +14,8 @@ from .topology import DEAD, Queue
 
 #: Ten years: RabbitMQ's timers count no further.
 _LONGEST = 315_360_000
+#: Waiting queues of one queue, at the most.
+_MOST_DELAYS = 30
 #: Attempts that a queue of dead letters gives: any number, as all versions of RabbitMQ can say it.
 _ANY_NUMBER = 2**31 - 1
 
@@ -50,6 +52,11 @@ class Retry:
             value = getattr(self, name)
             if not is_finite(value) or not lowest <= value <= _LONGEST:
                 raise SetupError(f"Retry: {name} is {value!r}; expected a number from {lowest} to {_LONGEST}")
+        if len(self.delays) > _MOST_DELAYS:
+            raise SetupError(
+                f"Retry: these are {len(self.delays)} different delays, each of which takes a queue, and"
+                f" {_MOST_DELAYS} are enough: give fewer attempts, a larger factor, or a smaller max_delay"
+            )
         if self.delay > self.max_delay:
             raise SetupError(
                 f"Retry: delay is {self.delay!r}, and max_delay {self.max_delay!r}, which is less; give both"

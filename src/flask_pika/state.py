@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flask_pika.pool")
 
+#: Seconds for the copy of a message that failed, at the least: what is unknown is copied once more.
+_COPY = 20.0
 #: Seconds that the interpreter's exit may spend on goodbyes to the broker, for each app.
 AT_EXIT = 1.0
 
@@ -207,7 +209,9 @@ class State:
             ),
             Recovery(
                 # Not to a recording: what waits there would never come back.
-                lambda message: self._mine().publisher.publish(message, app.json.dumps, None, retry=True),
+                lambda message: self._mine().publisher.publish(
+                    message, app.json.dumps, max(_COPY, self.settings.publisher.timeout), retry=True
+                ),
                 self._declare_queue,
             ),
             self.has_dead_letters,
@@ -255,6 +259,7 @@ class State:
             raise together(problems)
 
     def _declare_queue(self, queue: Queue) -> None:
+        queue = self.topology.queue(queue.name) or queue
         mode = self.settings.declare
         if mode != "auto":
             raise TopologyError(

@@ -167,3 +167,9 @@ def _about_binding(step: Step, code: int) -> str:
 def _plain(value: str) -> str:
     """``the value '5' of type 'signedint'`` is ``'5'``; and none is RabbitMQ's default."""
     return _VALUE.sub(r"\1", value)
+
+
+def no_answer(step: Step | None, seconds: float) -> TopologyMismatch:
+    """What it means that a step, or the channel for it, had no answer for so long."""
+    what = "a channel to declare on" if step is None else step.what
+    return TopologyMismatch(f"there was no answer within {seconds:g} s to: {what}; the rest was not declared")

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pika import exceptions as pika_errors
 from pika.adapters.select_connection import SelectConnection
@@ -18,6 +18,7 @@ from .deliver_frames import Arrival
 from .delivery import Action, Delivery
 from .errors import Reject, Requeue, RetryLater
 from .link import Link
+from .retry import Decision
 from .steps import NOT_FOUND
 from .subscription import Subscription
 
@@ -46,8 +47,17 @@ class ConsumerStats:
 
 #: Has a queue that is gone declared again on a connection, and then calls a function.
 Prepare = Callable[[SelectConnection, str, Callable[[], object]], object]
-#: Some deliveries for one run of the handler, and where they came from.
-Unit = tuple["Subscriber", Subscription, list[Delivery]]
+
+
+class Failed(NamedTuple):
+    """A delivery whose handler has failed, and of which a copy is still to be made."""
+
+    error: BaseException
+    decision: Decision
+
+
+#: Some deliveries for one run of the handler, and where they came from; or one that has had its run.
+Unit = tuple["Subscriber", Subscription, list[Delivery], Failed | None]
 
 
 class Subscriber:
@@ -81,7 +91,7 @@ class Subscriber:
         self._failures = 0
         self._draining = False
         self._gathered: list[Delivery] = []  # a batch that is not full
-        self._held: list[tuple[Subscription, list[int]]] = []  # to be given back, in a moment
+        self._held: list[tuple[Subscription, Delivery, Failed]] = []  # to be copied, in a moment
         self._pace = Backoff(0.1, 5.0)
         self._copies_failed = 0  # in a row; set to 0 by any thread
         self._batches = 0  # counts them, so that a timer knows whose time is over
@@ -224,8 +234,13 @@ class Subscriber:
             return
         size = self.consumer.batch
         if size is None:
-            self._backlog.put(self, [(self, subscription, [delivery]) for delivery in deliveries])
+            self._backlog.put(self, [(self, subscription, [delivery], None) for delivery in deliveries])
             return
+        if self.consumer.retry is not None:
+            # What has failed before has a run of its own, or it would take all of its batch with it again.
+            again = [delivery for delivery in deliveries if delivery.attempt > 1]
+            self._backlog.put(self, [(self, subscription, [delivery], None) for delivery in again])
+            deliveries = [delivery for delivery in deliveries if delivery not in again]
         began = not self._gathered
         gathered = self._gathered + deliveries
         whole = len(gathered) - len(gathered) % size
@@ -233,7 +248,7 @@ class Subscriber:
             began = True
             self._batches += 1
             self._backlog.put(
-                self, [(self, subscription, gathered[at : at + size]) for at in range(0, whole, size)]
+                self, [(self, subscription, gathered[at : at + size], None) for at in range(0, whole, size)]
             )
         self._gathered = gathered[whole:]
         if self._gathered and began:
@@ -247,7 +262,7 @@ class Subscriber:
             return
         self._batches += 1
         gathered, self._gathered = self._gathered, []
-        self._backlog.put(self, [(self, subscription, gathered)])
+        self._backlog.put(self, [(self, subscription, gathered, None)])
 
     # The link's thread: settling, and the end
 
@@ -261,6 +276,12 @@ class Subscriber:
         """How many deliveries the broker waits for."""
         subscription = self._subscription  # once: any thread may ask
         return 0 if subscription is None else subscription.outstanding
+
+    @property
+    def written(self) -> int:
+        """How many frames have settled something on this connection."""
+        subscription = self._subscription
+        return 0 if subscription is None else subscription.written
 
     def drain(self) -> None:
         """Take nothing new, and give back what nobody has begun."""
@@ -278,8 +299,8 @@ class Subscriber:
         for held in list(self._held):
             self._let_go(held)
 
-    def _hold(self, subscription: Subscription, tags: list[int]) -> None:
-        held = (subscription, tags)
+    def _hold(self, subscription: Subscription, delivery: Delivery, failed: Failed) -> None:
+        held = (subscription, delivery, failed)
         self._held.append(held)
         self._copies_failed += 1
         if self._draining:
@@ -287,12 +308,15 @@ class Subscriber:
         else:
             self._link.call_later(self._pace.delay(self._copies_failed), lambda: self._let_go(held))
 
-    def _let_go(self, held: tuple[Subscription, list[int]]) -> None:
+    def _let_go(self, held: tuple[Subscription, Delivery, Failed]) -> None:
         if held not in self._held:
             return  # at the end, or lost with its connection
         self._held.remove(held)
-        for tag in held[1]:
-            held[0].settle(tag, Action.GIVE_BACK)
+        subscription, delivery, failed = held
+        if self._draining:
+            self._give_back(subscription, [delivery])
+        else:
+            self._backlog.put(self, [(self, subscription, [delivery], failed)])
 
     def _give_back(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -302,19 +326,17 @@ class Subscriber:
 
     # Any thread
 
-    def hold(self, subscription: Subscription, tags: list[int]) -> None:
-        """Give deliveries back in a moment, of which no copy could be made.
+    def hold(self, subscription: Subscription, delivery: Delivery, failed: Failed) -> None:
+        """Try again to make a copy, in a moment. At the end, the delivery goes back.
 
-        At once, they would be handled and fail again, as often as the broker can deliver them.
+        Not at once: it would come again at once, and be handled again, as often as the broker can deliver it,
+        which for a quorum queue has a limit.
         """
-        self._link.call(lambda: self._hold(subscription, tags))
+        self._link.call(lambda: self._hold(subscription, delivery, failed))
 
-    def note(self, actions: list[Action | None], error: BaseException | None, seconds: float) -> None:
-        """A run of the handler has ended; what became of each delivery."""
+    def note(self, count: int, error: BaseException | None, seconds: float) -> None:
+        """A run of the handler has ended."""
         failed = error is not None and not isinstance(error, (Reject, Requeue, RetryLater))
-        count = len(actions)
-        if Action.RETRY in actions or Action.DEAD in actions:
-            self._copies_failed = 0
         # Critical section: some sums.
         with self._lock:
             self._runs += 1
@@ -322,10 +344,16 @@ class Subscriber:
             self._longest = max(self._longest, seconds)
             if error is None:
                 self._handled += count
-                return
-            self._failed += count if failed else 0
+            elif failed:
+                self._failed += count
+
+    def note_copies(self, actions: list[Action | None]) -> None:
+        """What became of deliveries whose handler has failed."""
+        with self._lock:
             self._retried += actions.count(Action.RETRY)
             self._dead += actions.count(Action.DEAD)
+        if Action.RETRY in actions or Action.DEAD in actions:
+            self._copies_failed = 0
 
     def stats(self) -> ConsumerStats:
         """The numbers of this moment."""

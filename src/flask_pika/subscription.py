@@ -71,6 +71,8 @@ class Subscription:
         self._watch = watch
         self._channel: Any = None
         self._pid = os.getpid()
+        #: How many frames have settled something. Written by the link's thread, read by any.
+        self.written = 0
         #: Whether what it delivered can be settled. Read by any thread.
         self.is_open = True
         self._settlements = Settlements()
@@ -214,6 +216,7 @@ class Subscription:
         # a drain's end, acked messages came again (seen on RabbitMQ 3.10; not with the acks first).
         methods = others + acks if any(tag < up_to for tag in otherwise) else acks + others
         if methods:
+            self.written += len(methods)
             self._send(methods)
 
     def _send(self, methods: list[Any]) -> None:

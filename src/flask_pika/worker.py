@@ -24,7 +24,8 @@ from .link import Link
 from .nodes import Node
 from .params import is_finite
 from .recovery import Recovery
-from .subscriber import ConsumerStats, Subscriber, Unit
+from .retry import Decision
+from .subscriber import ConsumerStats, Failed, Subscriber, Unit
 from .subscription import Subscription
 
 logger = logging.getLogger("flask_pika.consumer")
@@ -41,6 +42,8 @@ _TICK = 1.0
 _DEAD = 30.0
 #: Seconds for an ack to be written; the link's thread is never busy for that long.
 _WRITTEN = 10.0
+#: Frames that settle something, within a second or two, that are many; and how long the broker has for them.
+_MUCH, _PUT_OFF = 25, 0.5
 #: Seconds for the goodbye to the broker, at the least.
 _GOODBYE = 2.0
 
@@ -102,6 +105,8 @@ class Worker:
         self._begun = 0  # how many of them were started
         self._armed_until = 0.0
         self._ticked = clock()
+        # Frames that had settled something at the last two ticks.
+        self._settled_before = self._settled = 0
         self._draining = False
         self._drained = threading.Event()
         self._left = 0  # deliveries that are not settled, at the last look
@@ -183,6 +188,10 @@ class Worker:
             return self._stopped
         # What was settled goes first: the goodbye follows it on the wire.
         self._link.call(self._flush)
+        if self._is_busy:
+            # A quorum queue of RabbitMQ 3.10 puts off what comes on the heels of 32 others, for some
+            # milliseconds, and forgets it when the channel ends meanwhile: what was acked would come again.
+            time.sleep(_PUT_OFF)
         answered = self._link.stop(max(_GOODBYE, deadline - self._clock()))
         self._backlog.end(self._handlers)
         if not drained:
@@ -205,6 +214,11 @@ class Worker:
         self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether the broker has had much to settle within the last second or two."""
+        return sum(one.written for one in self._subscribers) - self._settled_before > _MUCH
 
     @property
     def running(self) -> int:
@@ -254,10 +268,19 @@ class Worker:
             self._backlog.done()
             self.arm()
 
-    def _run(self, subscriber: Subscriber, subscription: Subscription, deliveries: list[Delivery]) -> None:
+    def _run(
+        self,
+        subscriber: Subscriber,
+        subscription: Subscription,
+        deliveries: list[Delivery],
+        failed: Failed | None,
+    ) -> None:
         if not subscription.is_open:
             return  # the broker delivers them again
         consumer = subscriber.consumer
+        if failed is not None:
+            self._settle(subscriber, subscription, deliveries, failed.error, [failed.decision])
+            return
         if consumer.ack == "none" and not self._ack_first(subscription, deliveries):
             return
         began = time.perf_counter()
@@ -265,51 +288,45 @@ class Worker:
         seconds = time.perf_counter() - began
         if os.getpid() != self._pid:
             return
-        actions = self._become(consumer, subscription, deliveries, error)
-        held = [
-            delivery.delivery_tag
-            for delivery, action in zip(deliveries, actions, strict=True)
-            if action is Action.GIVE_BACK
-        ]
-        if held:
-            subscriber.hold(subscription, held)
-        subscription.settle_all(
-            deliveries, [None if action is Action.GIVE_BACK else action for action in actions]
-        )
-        subscriber.note(actions, error, seconds)
+        has_dead_letters = error is not None and self._has_dead_letters(consumer)
+        decisions = [consumer.decide(delivery, error, has_dead_letters) for delivery in deliveries]
+        if error is not None:
+            log_failure(consumer, deliveries, error, decisions)
+        subscriber.note(len(deliveries), error, seconds)
+        self._settle(subscriber, subscription, deliveries, error, decisions)
         try:
             tell(self._app, deliveries, error, seconds)
         finally:
             # Its traceback leads back to here: until a garbage collection, it would keep the deliveries.
             del error
 
-    def _become(
+    def _settle(
         self,
-        consumer: Consumer,
+        subscriber: Subscriber,
         subscription: Subscription,
         deliveries: list[Delivery],
         error: BaseException | None,
-    ) -> list[Action | None]:
-        """What becomes of deliveries whose handler has returned, or raised.
-
-        ``GIVE_BACK`` is for those of which no copy could be made.
-        """
-        has_dead_letters = error is not None and self._has_dead_letters(consumer)
-        decisions = [consumer.decide(delivery, error, has_dead_letters) for delivery in deliveries]
-        if error is None:
-            return [decision.action for decision in decisions]
-        log_failure(consumer, deliveries, error, decisions)
+        decisions: list[Decision],
+    ) -> None:
+        """Make the copies that are to be made, and settle what needs none, or has one now."""
         actions: list[Action | None] = []
+        cannot = False
         for delivery, decision in zip(deliveries, decisions, strict=True):
-            if decision.action in (Action.RETRY, Action.DEAD) and (
-                # One of a batch was waited for in vain: not each of the others, too. And the broker delivers
-                # again what it has had no ack for: with a copy, there would be two of it.
-                Action.GIVE_BACK in actions or not subscription.is_open
-            ):
-                actions.append(Action.GIVE_BACK)
-            else:
-                actions.append(self._recovery.settle(consumer, delivery, error, decision))
-        return actions
+            action = decision.action
+            if error is not None and action in (Action.RETRY, Action.DEAD):
+                if not subscription.is_open:  # it is delivered again: with a copy, there would be two
+                    return
+                # When one of a batch was waited for in vain, not each of the others, too.
+                if not cannot:
+                    action = self._recovery.settle(subscriber.consumer, delivery, error, decision)
+                    cannot = action is Action.GIVE_BACK
+                if cannot:
+                    subscriber.hold(subscription, delivery, Failed(error, decision))
+                    action = None
+            actions.append(action)
+        subscription.settle_all(deliveries, actions)
+        if error is not None:
+            subscriber.note_copies(actions)
 
     def _ack_first(self, subscription: Subscription, deliveries: list[Delivery]) -> bool:
         """Have deliveries acked, and wait until it is written: their handler may end the process.
@@ -331,6 +348,7 @@ class Worker:
 
     def _tick(self) -> None:
         self._ticked = self._clock()
+        self._settled_before, self._settled = self._settled, sum(one.written for one in self._subscribers)
         self._link.call_later(_TICK, self._tick)
         self._flush()
 
