@@ -65,10 +65,10 @@ _AT_THE_ENDS = (
     *(f"tests/{path.name}" for path in sorted((_ROOT / "tests").glob("test_*outage.py"))),
     "tests/test_worker_processes.py",
 )
+_THOUSANDS = "test_through_two_processes_each_of_100000_messages_is_handled_once_or_dead_once"
 _LONGEST = (
     "tests/test_documents.py::test_the_benchmarks_run",
-    "tests/test_worker_processes.py"
-    "::test_through_two_processes_each_of_100000_messages_is_handled_once_or_dead_once",
+    f"tests/test_worker_processes.py::{_THOUSANDS}",
 )
 
 
