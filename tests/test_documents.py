@@ -278,10 +278,12 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 
 @pytest.mark.usefixtures("node")  # skipped where there is no RabbitMQ
-@pytest.mark.parametrize(("benchmark", "rows"), [("pool", 4), ("publishing", 8), ("broker", 2)])
+@pytest.mark.parametrize(
+    ("benchmark", "rows"), [("pool", 4), ("publishing", 8), ("broker", 2), ("consuming pika", 1)]
+)
 def test_the_benchmarks_run(benchmark: str, rows: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{benchmark}", "--quick"],
+        [sys.executable, "-m", *f"benchmarks.{benchmark}".split(), "--quick"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -349,8 +349,9 @@ class Link:
         self._user.link_blocked(blocked)
 
     def _listen(self) -> None:
-        """Notice a peer that is silent for a whole heartbeat, in which it should have sent something twice.
+        """Notice a peer that is silent for a heartbeat and a quarter.
 
+        RabbitMQ beats each half of one, and leaves a beat out when it has sent something else in that half.
         Pika's own check takes up to three times as long. Looks are counted, not seconds: a process that was
         stopped for a minute must not blame its peer.
         """
@@ -365,7 +366,7 @@ class Link:
         received = pika_internals.bytes_received(connection)
         self._silent_looks = self._silent_looks + 1 if received == self._received else 0
         self._received = received
-        if heartbeat and received and self._silent_looks >= _LOOKS:
+        if heartbeat and received and self._silent_looks > _LOOKS:
             self._silent_looks = 0
             logger.warning("%s: RabbitMQ has been silent for %d s", self._name, heartbeat)
             self._drop(pika_errors.AMQPHeartbeatTimeout(f"nothing came for {heartbeat} s"))

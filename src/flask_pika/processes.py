@@ -128,8 +128,15 @@ class Supervisor:
         if self._draining:  # told to just now, when there was nobody in this seat to be told
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             return None
-        mine, its = socket.socketpair()
-        pid = os.fork()
+        try:
+            mine, its = socket.socketpair()
+            pid = os.fork()
+        except OSError as exc:  # no more processes, or files
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            logger.warning("no worker process can be started: %s; trying on", exc)
+            seat.failures += 1
+            seat.restart_at = time.monotonic() + self.backoff.delay(seat.failures)
+            return None
         if pid == 0:
             mine.close()
             for other in self._seats:
