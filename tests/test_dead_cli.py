@@ -21,6 +21,7 @@ import pytest
 from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
+from flask_pika import dead_tasks
 from flask_pika.retry import dead_queue
 from tests.conftest import Node, wait_for
 from tools.rabbitmq_node import free_port
@@ -585,3 +586,15 @@ def test_an_app_with_several_objects_says_which_one(shop: Shop) -> None:
     assert "say --config-prefix: FLASK_PIKA, OTHER" in shop.says("list", code=2)
     assert "this app has FLASK_PIKA, OTHER" in shop.says("list", "--config-prefix", "X", code=2)
     assert "0 of 0 dead letters" in shop.says("list", "--config-prefix", "OTHER")
+
+
+@pytest.mark.parametrize("comes", ["before", "after"])
+def test_of_an_export_that_is_stopped_it_is_known_whether_the_file_was_written(
+    tmp_path: Path, comes: str
+) -> None:
+    path, written = tmp_path / "dead.jsonl", threading.Event()
+    with dead_tasks._file(path, lambda: comes == "before", written) as out:
+        out.write(b"{}\n")
+    # A Ctrl-C that comes now changes nothing of it.
+    assert written.is_set() is path.exists() is (comes == "after")
+    assert len(list(tmp_path.iterdir())) == (comes == "after")

@@ -240,15 +240,16 @@ def export(
             return
         tags = array("Q")
         wanted = total if limit is None else min(limit, total)
-        with _file(path, stopped) as out, _progress("Exporting", wanted, wanted >= _LONG) as moved:
+        written = threading.Event()
+        with _file(path, stopped, written) as out, _progress("Exporting", wanted, wanted >= _LONG) as moved:
             for letter in letters:
                 out.write(encode_line(letter).encode() + b"\n")
                 tags.append(letter.tag)
                 moved(1)
         account = f"{len(tags)} of {total} dead letters written to {name}"
-        if stopped() and path is not None:
+        if not written.is_set():
             account = f"{name} was not written"
-        elif remove:
+        elif remove and not stopped():
             for tag in tags:
                 reader.remove_tag(tag)
             account += ", and removed"
@@ -256,9 +257,13 @@ def export(
 
 
 @contextlib.contextmanager
-def _file(path: Path | None, stopped: Stopped) -> Iterator[BinaryIO]:
-    """What to write to. A file has its name when all of it is on disk, and not when it was stopped before."""
+def _file(path: Path | None, stopped: Stopped, written: threading.Event) -> Iterator[BinaryIO]:
+    """What to write to. A file has its name when all of it is on disk, and not when it was stopped before.
+
+    :param written: set when it has.
+    """
     if path is None:
+        written.set()  # as far as it goes
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
@@ -274,6 +279,7 @@ def _file(path: Path | None, stopped: Stopped) -> Iterator[BinaryIO]:
             os.fsync(out.fileno())
         if not stopped():
             Path(name).replace(path)
+            written.set()
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

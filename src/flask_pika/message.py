@@ -120,7 +120,7 @@ def check_address(exchange: object, routing_key: object, mandatory: object) -> N
     :raises InvalidMessage: names the field.
     """
     for name, value in (("exchange", exchange), ("routing_key", routing_key)):
-        _check_text(name, value)
+        check_text(name, value)
     if not isinstance(mandatory, bool):
         raise InvalidMessage(f"mandatory is {_shown(mandatory)}; expected True or False")
 
@@ -167,7 +167,7 @@ def _defaults(content_type: str) -> BasicProperties:
 
 def _checked(name: str, value: Any) -> Any:
     if name in _TEXT:
-        return _check_text(name, value)
+        return check_text(name, value)
     if name == "headers":
         return check_table("headers", value)
     if name == "timestamp":
@@ -186,7 +186,11 @@ def _checked(name: str, value: Any) -> Any:
     return int(value)
 
 
-def _check_text(name: str, value: object) -> str:
+def check_text(name: str, value: object) -> str:
+    """What AMQP is to carry as a short string.
+
+    :raises InvalidMessage: it cannot; names it.
+    """
     if not isinstance(value, str):
         raise InvalidMessage(f"{name} is {type_of(value)}; expected text")
     try:
@@ -206,7 +210,7 @@ def check_table(table: str, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidMessage(f"{table} is {type_of(value)}; expected a dict")
     for name, header in value.items():
-        _check_text(f"{table}: the key {_shown(name)}"[:80], name)
+        check_text(f"{table}: the key {_shown(name)}"[:80], name)
         try:
             pika_data.encode_table([], {name: header})
         except Exception:  # of many types, and with the value in its message

@@ -72,7 +72,6 @@ class Subscriber:
         link: Link,
         backlog: Backlog[Unit],
         arm: Callable[[], None],
-        backoff: Backoff | None = None,
         prepare: Prepare = lambda _connection, _queue, done: done(),
     ) -> None:
         self.consumer = consumer
@@ -82,7 +81,7 @@ class Subscriber:
         self._link = link
         self._backlog = backlog
         self.arm = arm
-        self._backoff = backoff or Backoff(0.1, 5.0)
+        self._backoff = Backoff(0.1, 5.0)
         self._prepare = prepare
         self._is_missing = False  # the queue
         self._connection: SelectConnection | None = None

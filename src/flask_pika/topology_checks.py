@@ -9,7 +9,7 @@ from typing import Any
 from pika import data as pika_data
 
 from .errors import InvalidMessage, TopologyError
-from .message import SHORT, check_table
+from .message import check_table, check_text
 from .params import is_finite, type_of
 from .topology import DEAD, PREDECLARED, Binding, Exchange, Queue
 
@@ -297,15 +297,10 @@ def _name_of(where: str, option: str, value: object) -> str:
 
 
 def _short(where: str, option: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TopologyError(f"{where}: {option} is {type_of(value)}; expected text")
     try:
-        length = len(value.encode())
-    except UnicodeError:
-        raise TopologyError(f"{where}: {option} has lone surrogates, which cannot be sent") from None
-    if length > SHORT:
-        raise TopologyError(f"{where}: {option} has {length} bytes; AMQP carries {SHORT} at the most")
-    return value
+        return check_text(option, value)
+    except InvalidMessage as exc:
+        raise TopologyError(f"{where}: {exc}") from exc
 
 
 def _check_bool(where: str, option: str, value: object) -> None:

@@ -15,11 +15,10 @@ import click
 from flask import Flask
 from flask.cli import ScriptInfo
 
-from .consumer import Consumer
+from .consumer import Consumer, choose
 from .errors import ConfigError, SetupError
 from .extension import states_of
 from .health import Health, HealthServer
-from .params import nearest
 from .processes import Supervisor, answer_parent
 from .runner import ExitCode, Runner, health_of
 from .state import State, close_all
@@ -96,22 +95,20 @@ def _plans(app: Flask, queues: Sequence[str], processes: int) -> list[Plan]:
         registered = {state: state.registry.of(app) for state in states.values()}
     except SetupError as exc:
         raise _Ends(ExitCode.CONFIGURATION, str(exc)) from exc
-    known = {consumer.queue for consumers in registered.values() for consumer in consumers}
+    known = [consumer for consumers in registered.values() for consumer in consumers]
     if not known:
         raise _Ends(
             ExitCode.NOTHING_TO_CONSUME,
             'this app has no consumers: register one with @fpika.consumer("queue"), in a module that the app'
             " imports",
         )
-    for queue in queues:
-        if queue not in known:
-            raise _Ends(
-                ExitCode.NOTHING_TO_CONSUME,
-                f"queue {queue!r} has no consumer; {nearest(queue, sorted(known))}",
-            )
+    try:
+        chosen = choose(known, queues)
+    except SetupError as exc:
+        raise _Ends(ExitCode.NOTHING_TO_CONSUME, str(exc)) from exc
     if processes > 1:
-        for consumer in (one for consumers in registered.values() for one in consumers):
-            if consumer.exclusive and (not queues or consumer.queue in queues):
+        for consumer in chosen:
+            if consumer.exclusive:
                 raise _Ends(
                     ExitCode.CONFIGURATION,
                     f"queue {consumer.queue!r} has an exclusive consumer, of which there can be one:"
