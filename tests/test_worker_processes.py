@@ -430,7 +430,7 @@ def is_first(name):
         return False
 
 def leave(*_):
-    print("told to leave", flush=True)
+    os.write(1, b"told to leave\\n")  # in one piece: the other process writes its own at this moment
     os._exit(0)
 
 def work(line):
