@@ -1,11 +1,14 @@
 # The front door. Every target makes what it needs; none needs another run first.
 PYTHON ?= python3
 VENV := .venv
+DOCS_VENV := .venv-docs
+# What Sphinx needs. Nothing else does.
+DOCS_PYTHON := 3.13
 BROKER ?= embedded
 export BROKER
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint bench clean
+.PHONY: help demo test test-quick lint docs bench clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,6 +37,13 @@ lint:  ## ruff, mypy, and a second type checker over the public API
 	$(VENV)/bin/mypy
 	$(VENV)/bin/basedpyright
 
+docs:  ## build the documentation in docs/_build/html; a warning is an error
+	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)' here: install Python 3.10 or newer"; exit 1; }
+	@python=$$($(PYTHON) -m tools.newest_python $(DOCS_PYTHON)) && scripts/make-venv "$$python" $(DOCS_VENV) docs
+	@$(DOCS_VENV)/bin/python -m tools.reference --check
+	@$(DOCS_VENV)/bin/python -m sphinx --builder html --nitpicky --fail-on-warning --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 bench:  ## measure pool, publisher, worker and embedded broker beside what else there is
 	@scripts/ensure-rabbitmq
 	@scripts/make-venv $(PYTHON) $(VENV) bench
@@ -43,4 +53,4 @@ bench:  ## measure pool, publisher, worker and embedded broker beside what else 
 	@$(VENV)/bin/python -m benchmarks.consuming
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venvs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS_VENV) .venvs docs/_build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal, NamedTuple
 
 from .errors import ConfigError
 from .nodes import Node
@@ -19,6 +19,42 @@ _NAMES = {"PARAMS", "POOL_PARAMS", "PUBLISHER_PARAMS", "DECLARE"}
 Declare = Literal["auto", "check", "never"]
 
 
+class Setting(NamedTuple):
+    """What may be said of one setting; the reference page is made from it, and so is the error."""
+
+    meaning: str
+    #: Of a number, and what ``meaning`` goes on from: ``seconds``, ``bytes``; empty for True or False.
+    unit: str = ""
+    #: The lowest value of a number.
+    lowest: int = 0
+    #: Whether it is a whole number.
+    whole: bool = False
+
+    @property
+    def expected(self) -> str:
+        """In words, for an error."""
+        if not self.unit:
+            return "True or False"
+        return f"{'a whole number' if self.whole else 'a number of seconds'}, {self.lowest} or more"
+
+    def takes(self, value: object) -> bool:
+        """Whether it can be this value."""
+        if not self.unit:
+            return isinstance(value, bool)
+        kinds = int if self.whole else (int, float)
+        return isinstance(value, kinds) and is_finite(value) and value >= self.lowest
+
+
+def _setting(default: Any, meaning: str, **about: Any) -> Any:
+    return field(default=default, metadata={"setting": Setting(meaning, **about)})
+
+
+def about(declared: Field[Any]) -> Setting:
+    """What is known of a field of :class:`PoolSettings` or :class:`PublisherSettings`."""
+    known: Setting = declared.metadata["setting"]
+    return known
+
+
 @dataclass(frozen=True)
 class PoolSettings:
     """How many channels there may be, for how long, and in which state they are lent.
@@ -26,18 +62,36 @@ class PoolSettings:
     The names are SQLAlchemy's, except ``confirm_delivery``.
     """
 
-    #: Channels that are kept open, at the most; each is opened when first needed.
-    pool_size: int = 5
-    #: Channels beyond ``pool_size`` that may be open at a time; closed at return. -1: any number.
-    max_overflow: int = 0
-    #: Seconds that a checkout may take, with waiting, connecting and all.
-    pool_timeout: float = 30.0
-    #: Seconds of age after which a channel is closed and replaced at checkout. -1: never.
-    pool_recycle: float = -1
-    #: Whether a channel is probed at checkout, so that one that died while idle is replaced.
-    pool_pre_ping: bool = True
-    #: Whether channels come in confirm mode: ``basic_publish`` returns when the broker has the message.
-    confirm_delivery: bool = False
+    pool_size: int = _setting(
+        5,
+        "that are kept open, at the most; each is opened when first needed",
+        unit="channels",
+        lowest=1,
+        whole=True,
+    )
+    max_overflow: int = _setting(
+        0,
+        "beyond `pool_size` that may be open at a time; closed at their return. -1: any number",
+        unit="channels",
+        lowest=-1,
+        whole=True,
+    )
+    pool_timeout: float = _setting(
+        30.0, "that a checkout may take, with waiting, name lookup, connecting and all", unit="seconds"
+    )
+    pool_recycle: float = _setting(
+        -1,
+        "of age after which a channel is closed and replaced at checkout. -1 or None: never",
+        unit="seconds",
+        lowest=-1,
+    )
+    pool_pre_ping: bool = _setting(
+        True, "whether a channel is probed at checkout, so that one that died while idle is replaced"
+    )
+    confirm_delivery: bool = _setting(
+        False,
+        "whether channels come in confirm mode: `basic_publish` then returns when the broker has the message",
+    )
 
     @property
     def limit(self) -> float:
@@ -49,14 +103,29 @@ class PoolSettings:
 class PublisherSettings:
     """How long a publish may take, and how much may be pending."""
 
-    #: Seconds that a publish may take, with waiting for room, connecting, sending, confirm and retries.
-    timeout: float = 10.0
-    #: Messages that may be pending: not sent, or not confirmed.
-    max_messages: int = 10_000
-    #: And their bytes. A single message may be larger.
-    max_bytes: int = 64 * 2**20
-    #: Seconds that close() and the interpreter's exit wait for what is pending.
-    drain_timeout: float = 5.0
+    timeout: float = _setting(
+        10.0,
+        "that a publish may take, with waiting for room, connecting, sending, confirm and retries, where the"
+        " call does not say",
+        unit="seconds",
+    )
+    max_messages: int = _setting(
+        10_000,
+        "that may be pending: not sent, or not confirmed",
+        unit="messages",
+        lowest=1,
+        whole=True,
+    )
+    max_bytes: int = _setting(
+        64 * 2**20,
+        "that these may have, with their properties. A single larger message passes alone",
+        unit="bytes",
+        lowest=1,
+        whole=True,
+    )
+    drain_timeout: float = _setting(
+        5.0, "that `close()` and the interpreter's end wait for what is pending", unit="seconds"
+    )
 
 
 #: Without pool parameters: every channel is opened for its borrower and closed at its return.
@@ -122,12 +191,12 @@ def _pool_settings(value: object, key: str) -> PoolSettings:
             f"{key} is {type_of(value)}; expected a dict such as"
             " {'pool_size': 8, 'pool_recycle': 600}, or None for no pool"
         )
-    check_keys(value, (field.name for field in fields(PoolSettings)), key)
+    known = {one.name: about(one) for one in fields(PoolSettings)}
+    check_keys(value, known, key)
     given = dict(value)
     if given.get("pool_recycle", -1) is None:
         given["pool_recycle"] = -1
-    for name, setting in given.items():
-        _check(name, setting, key)
+    _check(given, known, key)
     return PoolSettings(**given)
 
 
@@ -136,24 +205,13 @@ def _publisher_settings(value: object, key: str) -> PublisherSettings:
         return PublisherSettings()
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key} is {type_of(value)}; expected a dict such as {{'timeout': 10}}")
-    check_keys(value, [field.name for field in fields(PublisherSettings)], key)
-    for name, setting in value.items():
-        _check(name, setting, key)
+    known = {one.name: about(one) for one in fields(PublisherSettings)}
+    check_keys(value, known, key)
+    _check(value, known, key)
     return PublisherSettings(**value)
 
 
-_LOWEST = {"pool_size": 1, "max_overflow": -1, "pool_timeout": 0, "pool_recycle": -1}
-_LOWEST |= {"timeout": 0, "max_messages": 1, "max_bytes": 1, "drain_timeout": 0}
-_WHOLE = {"pool_size", "max_overflow", "max_messages", "max_bytes"}
-
-
-def _check(name: str, setting: object, key: str) -> None:
-    if name in _LOWEST:
-        kinds = int if name in _WHOLE else (int, float)
-        what = "a whole number" if name in _WHOLE else "a number of seconds"
-        good = isinstance(setting, kinds) and is_finite(setting) and setting >= _LOWEST[name]
-        expected = f"{what}, {_LOWEST[name]} or more"
-    else:
-        good, expected = isinstance(setting, bool), "True or False"
-    if not good:
-        raise ConfigError(f"{key}[{name!r}] is {setting!r}; expected {expected}")
+def _check(given: Mapping[str, Any], known: Mapping[str, Setting], key: str) -> None:
+    for name, value in given.items():
+        if not known[name].takes(value):
+            raise ConfigError(f"{key}[{name!r}] is {value!r}; expected {known[name].expected}")

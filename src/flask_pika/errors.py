@@ -86,7 +86,7 @@ class TLSRefused(BrokerRefused):
 class ProtocolMismatch(BrokerUnavailable, pika_errors.IncompatibleProtocolError):
     """What listens there hung up, or spoke something else, before it spoke AMQP 0-9-1.
 
-    Not a :class:`BrokerRefused`: a proxy whose broker is down does the same, and gets better by itself.
+    Not a :exc:`BrokerRefused`: a proxy whose broker is down does the same, and gets better by itself.
     """
 
 
@@ -185,7 +185,7 @@ class PublishRefused(_WithReply, pika_errors.ChannelClosedByBroker):
 class PublishManyFailed(FlaskPikaError):
     """Some messages of a ``publish_many()`` failed.
 
-    :ivar report: the :class:`flask_pika.PublishReport`: how many were confirmed, and which failed, and why.
+    :ivar report: the :class:`~flask_pika.PublishReport`: how many were confirmed, and which failed, and why.
     """
 
     def __init__(self, text: str, report: PublishReport) -> None:

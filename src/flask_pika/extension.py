@@ -340,7 +340,7 @@ class Pika:
 
         Each delivery is handled in a thread, in an app context of its own; an ``async`` function, in an event
         loop of its own. It is acked when the handler has returned and its app context has ended. A handler
-        that raises :class:`Reject` or :class:`Requeue` has it rejected, or put back.
+        that raises :exc:`Reject` or :exc:`Requeue` has it rejected, or put back.
 
         :param prefetch: how many deliveries may be unsettled at a time, those that wait for a thread
             included. Default: 16, or ``batch`` when that is more.

@@ -53,7 +53,7 @@ class PooledChannel(_Channel):
     called, so that tools that patch channels keep working. As pika's own, it is for one thread at a time. It
     can be used in a ``with`` block, which returns it.
 
-    After the return every call raises :class:`~flask_pika.ChannelReturned`, in every thread. What was called
+    After the return every call raises :exc:`~flask_pika.ChannelReturned`, in every thread. What was called
     decides what becomes of the channel, so that the next borrower finds nothing of it: calls without state
     leave it as it is; confirm or tx mode, qos, consumers, callbacks and unacked deliveries cost it the
     channel; an exclusive queue, timers, and a call that was interrupted cost it the connection.

@@ -43,7 +43,8 @@ _GOODBYE = 1.0
 class PublisherStats:
     """The publisher at one moment, and what it has done since the process began to use it."""
 
-    state: str = LinkState.STOPPED.value  #: of its link: see :class:`flask_pika.link.LinkState`
+    #: Of its link: ``stopped``, ``connecting``, ``ready``, ``blocked``, ``backing off``, ``draining``
+    state: str = LinkState.STOPPED.value
     pending: int = 0  #: messages that are not settled
     pending_bytes: int = 0  #: and their bytes
     confirmed: int = 0  #: messages that the broker took

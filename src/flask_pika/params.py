@@ -32,7 +32,8 @@ BOUNDS: Mapping[str, Any] = {
 _CREDENTIALS = ("username", "password", "credentials")
 # The keywords of pika.ConnectionParameters. Parameters names its slots after them.
 _PIKA_KEYS = tuple(sorted(slot.lstrip("_") for slot in Parameters.__slots__))
-_KEYS = tuple(sorted({*_PIKA_KEYS, *_CREDENTIALS}))
+#: What a dict may have.
+KEYS = tuple(sorted({*_PIKA_KEYS, *_CREDENTIALS}))
 # The query options that pika.URLParameters documents.
 _URL_OPTIONS = tuple(key for key in _PIKA_KEYS if key not in {"credentials", "host", "port", "virtual_host"})
 # What pika passes on to setsockopt(); it ignores other names.
@@ -122,7 +123,7 @@ def _from_parameters(value: Parameters) -> Parameters:
 
 
 def _from_mapping(value: Mapping[Any, Any], key: str) -> Parameters:
-    check_keys(value, _KEYS, key, _MEANT)
+    check_keys(value, KEYS, key, _MEANT)
     template = ConnectionParameters()
     settings = {**BOUNDS, **value}
     credentials = _credentials(settings, key)

@@ -19,7 +19,7 @@ _signals = Namespace()
 
 #: The broker has a message: ``message_id``, ``exchange``, ``routing_key``.
 published = _signals.signal("published")
-#: A message reached no queue: the same, and ``error``, an :class:`~flask_pika.Unroutable`.
+#: A message reached no queue: the same, and ``error``, an :exc:`~flask_pika.Unroutable`.
 returned = _signals.signal("returned")
 #: A message was not confirmed for another reason: the same, and ``error``.
 failed = _signals.signal("failed")
