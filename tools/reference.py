@@ -26,8 +26,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 #: What pika's parameters mean. What is not here is a mistake: a pika that has more of them.
 _MEANINGS = {
-    "blocked_connection_timeout": "seconds that a channel's call waits while RabbitMQ blocks publishers; `None`:"
-    " for ever. Publishing with `fpika.publish()` has a deadline of its own",
+    "blocked_connection_timeout": "seconds that a channel's call waits while RabbitMQ blocks publishers;"
+    " `None`: for ever. Publishing with `fpika.publish()` has a deadline of its own",
     "channel_max": "channels that are asked for on a connection",
     "client_properties": "a dict that operators see beside the connection. Its `connection_name` is ours, if"
     " it has none",

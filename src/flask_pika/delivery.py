@@ -210,6 +210,7 @@ class Delivery:
     def nack(self, requeue: bool = True) -> None:
         """It is not done: back to the queue; or as :meth:`reject` has it.
 
+        :param requeue: False: to the queue's dead-letter exchange, if it has one.
         :raises SettlementError: as :meth:`ack`.
         """
         self._take_and_settle(Action.GIVE_BACK if requeue else Action.REJECT)
@@ -217,6 +218,7 @@ class Delivery:
     def reject(self, requeue: bool = False) -> None:
         """It will never be done: to the queue's dead-letter exchange, if it has one; or back to the queue.
 
+        :param requeue: True: back to the queue, which a quorum queue counts as an attempt.
         :raises SettlementError: as :meth:`ack`.
         """
         self._take_and_settle(Action.REQUEUE if requeue else Action.REJECT)

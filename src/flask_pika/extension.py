@@ -41,14 +41,16 @@ _EXTENSION = "flask_pika"
 
 
 class Pika:
-    """RabbitMQ for a Flask app: pika's blocking channels, from a pool.
+    """RabbitMQ for a Flask app: publishing, consuming, and pika's blocking channels from a pool.
 
     ::
 
-        fpika = Pika(app)              # or fpika = Pika(), and fpika.init_app(app) in the factory
+        fpika = Pika(app)  # or fpika = Pika(), and fpika.init_app(app) in the factory
 
-        with fpika.channel() as ch:
-            ch.basic_publish(exchange="", routing_key="queue", body="message")
+        fpika.publish({"id": 1}, routing_key="orders")  # returns when the broker has it
+
+    One object may serve several apps. Its methods are about the app whose context is current, or about the
+    only one that it serves; otherwise they raise :exc:`SetupError`.
 
     :param app: call :meth:`init_app` on it.
     :param config_prefix: the configuration is read from ``<prefix>_PARAMS``, ``<prefix>_POOL_PARAMS``,
@@ -69,6 +71,7 @@ class Pika:
     def init_app(self, app: Flask) -> None:
         """Read the app's configuration and register with it. Connects to nothing.
 
+        :param app: whose configuration is read, once, and not changed.
         :raises ConfigError: a value is wrong; the message names its key.
         :raises SetupError: the app has such an object already.
         """
@@ -100,8 +103,10 @@ class Pika:
     def return_channel(self, channel: PooledChannel) -> None:
         """Give a channel back to the pool it came from, whichever thread or object borrowed it.
 
-        The second return of the same channel does nothing.
+        The second return of the same channel does nothing. Takes one second at the most, whatever the broker
+        does, and raises none of its errors.
 
+        :param channel: what :meth:`channel` gave.
         :raises ForeignChannel: ``channel()`` did not lend this object; nothing was done with it.
         """
         _ours(channel).give_up()
@@ -109,6 +114,7 @@ class Pika:
     def return_broken_channel(self, channel: PooledChannel) -> None:
         """Give back a channel that is known to be broken: its connection is closed, never lent again.
 
+        :param channel: what :meth:`channel` gave.
         :raises ForeignChannel: as :meth:`return_channel`.
         """
         _ours(channel).give_up(broken=True)
@@ -130,6 +136,7 @@ class Pika:
         :param body: bytes and str as they are; anything else goes through the app's JSON provider. Or a
             :class:`Message`, and nothing else about it.
         :param exchange: the default exchange (``""``) routes to the queue that the routing key names.
+        :param routing_key: 255 bytes at the most.
         :param mandatory: whether it is an error when no queue takes the message.
         :param timeout: seconds that this may take, with waiting for room, connecting, confirm and retries.
             Default: the ``timeout`` of ``FLASK_PIKA_PUBLISHER_PARAMS`` (10).
@@ -146,6 +153,9 @@ class Pika:
         :raises PublishRefused: the broker closed the channel over it: no such exchange, or no permission.
         :raises PublishTimeout: it was sent, and nobody knows what became of it.
         :raises PublishUnknown: the same, because the connection was lost, and ``retry`` is False.
+        :raises PublisherClosed: :meth:`close` was called. Nothing was sent.
+        :raises RuntimeError: a future's callback, or a signal's receiver, called it, in the publisher's own
+            thread; or a signal handler that interrupted the publisher.
         """
         state, dumps = self._publishing(timeout)
         message = _message(body, exchange, routing_key, mandatory, properties, named)
@@ -170,6 +180,15 @@ class Pika:
         future has its error within a tenth of a second. Its callbacks run in the publisher's thread, which
         they must not keep waiting. It cannot be cancelled.
 
+        :param body: as :meth:`publish` has it; and so are all of the others.
+        :param exchange: the exchange's name.
+        :param routing_key: 255 bytes at the most.
+        :param mandatory: whether it is an error when no queue takes the message.
+        :param timeout: seconds until the future has its result, at the most. Default: the ``timeout`` of
+            ``FLASK_PIKA_PUBLISHER_PARAMS`` (10).
+        :param retry: whether it is sent again when the connection is lost before its confirm.
+        :param properties: a ``pika.BasicProperties`` instead of named ones.
+        :param named: AMQP's properties: see :class:`Message`.
         :raises InvalidMessage: AMQP cannot carry it.
         :raises PublisherFull: there was no room until the deadline, which this waits for; and no connection,
             ``BrokerUnavailable``, or a broker that takes no messages, ``BrokerBlocked``, when that is why.
@@ -191,7 +210,11 @@ class Pika:
         """Publish many messages, with up to ``window`` of them on their way at a time, and wait for all.
 
         :param messages: read as they are needed: a generator of a million takes no more memory than of ten.
-        :param timeout: seconds for all of them. Default: as for one.
+        :param timeout: seconds for all of them. Default: the ``timeout`` of ``FLASK_PIKA_PUBLISHER_PARAMS``
+            (10).
+        :param window: how many may be on their way at a time.
+        :param retry: whether what was on its way when the connection was lost is sent again.
+        :raises ValueError: ``window`` is no number from 1 on.
         :raises PublishManyFailed: some failed, or the time was over; its ``report`` says which, and why. What
             the iterable itself raises comes through, when what was read before is settled or its time over.
         """
@@ -222,10 +245,14 @@ class Pika:
 
             orders = fpika.exchange("orders", type="topic")
 
+        :param name: its name at the broker.
         :param type: ``direct``, ``topic``, ``fanout``, ``headers``, or a plugin's ``x-...``.
+        :param durable: whether it is kept over a restart of the broker.
+        :param auto_delete: whether it is gone with its last binding.
         :param internal: whether nobody can publish to it, and only exchanges be bound to it.
         :param alternate_exchange: gets what no binding of this one wants.
         :param bind: exchanges that it gets messages from: see :meth:`queue`.
+        :param arguments: what has no option here, such as a plugin's.
         :raises TopologyError: it contradicts itself, or what was registered under this name.
         """
         made = make_exchange(
@@ -273,17 +300,26 @@ class Pika:
             fpika.queue("orders.email", bind=[(orders, "order.created")], dead_letter=True)
             fpika.queue("clicks", type="stream", max_age="7D")
 
+        :param name: its name at the broker.
         :param type: ``quorum``, ``classic`` or ``stream``.
         :param bind: ``(exchange, routing key)``, or ``(exchange, {headers})`` and a third, ``"all"`` or
             ``"any"``, for each binding. An exchange is what :meth:`exchange` gave, or a name.
         :param dead_letter: whether what is rejected goes to a queue ``<name>.dead``, which is declared, too;
             and, of a quorum queue, what was delivered 20 times (``delivery_limit``) to workers that died.
+        :param durable: whether it is kept over a restart of the broker. False only with ``exclusive``.
         :param exclusive: for one connection, and gone with it.
+        :param auto_delete: whether it is gone with its last consumer.
         :param message_ttl: seconds that a message waits.
         :param expires: seconds that the queue stays when nobody uses it.
+        :param max_length: messages that it has room for.
+        :param max_length_bytes: bytes of messages that it has room for.
         :param overflow: what a full queue does: ``drop-head``, ``reject-publish``, ``reject-publish-dlx``.
         :param delivery_limit: how often a message is delivered, before it is a dead letter.
+        :param dead_letter_exchange: gets its dead letters, instead of ``dead_letter``.
+        :param dead_letter_routing_key: with which routing key. Default: the message's own.
         :param dead_letter_strategy: ``at-least-once`` loses nothing; with ``dead_letter``, it is so.
+        :param single_active_consumer: whether one consumer at a time gets messages, and the others wait.
+        :param max_priority: of a classic queue, the highest priority that it knows, up to 255.
         :param max_age: of a stream's messages, such as ``"7D"``: Y, M, D, h, m or s.
         :param max_segment_size: bytes of a file of the stream's.
         :param arguments: what RabbitMQ knows besides, such as ``{"x-queue-leader-locator": "balanced"}``.
@@ -342,6 +378,7 @@ class Pika:
         loop of its own. It is acked when the handler has returned and its app context has ended. A handler
         that raises :exc:`Reject` or :exc:`Requeue` has it rejected, or put back.
 
+        :param queue: its name, or what :meth:`queue` gave.
         :param prefetch: how many deliveries may be unsettled at a time, those that wait for a thread
             included. Default: 16, or ``batch`` when that is more.
         :param ack: ``"auto"``: when the handler has returned. ``"manual"``: the handler calls
@@ -411,9 +448,11 @@ class Pika:
 
         :param handler: a function that was registered with :meth:`consumer`.
         :param body: what :meth:`publish` takes; for a consumer with ``batch``, a list of them.
+        :param exchange: where it was published to.
         :param routing_key: default: the queue's name.
         :param redelivered: whether it was delivered before.
-        :param properties: as :meth:`publish` has them; and ``named``.
+        :param properties: a ``pika.BasicProperties`` instead of named ones.
+        :param named: AMQP's properties: see :class:`Message`.
         :raises InvalidMessage: AMQP cannot carry it.
         :raises SetupError: the handler is not registered.
         """
@@ -467,8 +506,8 @@ class Pika:
         """Stop this app's workers, close its idle connections, and refuse new checkouts from now on.
 
         Channels that are lent stay usable, and are closed at their return. Waits for handlers that run, each
-        worker's ``drain_timeout`` at the most; for what is pending at the
-        publisher, ``drain_timeout`` (5) seconds at the most, and for goodbyes, another five at the most.
+        worker's ``drain_timeout`` at the most; for what is pending at the publisher, ``drain_timeout`` (5)
+        seconds at the most, and for goodbyes, another five at the most.
         """
         self._state().close()
 

@@ -43,6 +43,7 @@ class Message:
 
     :param body: bytes and str as they are; anything else goes through the app's JSON provider.
     :param exchange: the exchange's name; the default exchange routes to the queue named by the routing key.
+    :param routing_key: 255 bytes at the most.
     :param mandatory: whether it is an error when no queue takes the message.
     :param properties: a ``pika.BasicProperties`` instead of named properties.
     :param named: properties by their AMQP names: ``content_type``, ``content_encoding``, ``headers``,

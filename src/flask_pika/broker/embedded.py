@@ -220,12 +220,18 @@ class Broker:
         self._ask(Server.drop_connections)
 
     def close_connections(self, code: int = 320, text: str = "broker forced connection closure") -> None:
-        """Close all connections as RabbitMQ does at its shutdown, or an operator by hand."""
+        """Close all connections as RabbitMQ does at its shutdown, or an operator by hand.
+
+        :param code: AMQP's reply code.
+        :param text: and its words.
+        """
         self._ask(lambda server: server.close_connections(code, text))
 
     def close_channel(self, code: int = 541, text: str = "on demand", *, number: int | None = None) -> None:
         """Close channels as over an error.
 
+        :param code: AMQP's reply code.
+        :param text: and its words.
         :param number: those with this number; None for all.
         """
         self._ask(lambda server: server.close_channels(code, text, number))
@@ -260,11 +266,17 @@ class Broker:
         self._ask(lambda server: server.block(False))
 
     def nack_next(self, count: int = 1) -> None:
-        """Nack the next messages on channels in confirm mode, and drop them."""
+        """Nack the next messages on channels in confirm mode, and drop them.
+
+        :param count: how many.
+        """
         self._ask(lambda server: server.nack_next(count))
 
     def delay(self, seconds: float) -> None:
-        """Answer everything so much later; 0 for at once."""
+        """Answer everything later.
+
+        :param seconds: how much later; 0 for at once.
+        """
 
         def set_delay(server: Server) -> None:
             server.delay = seconds

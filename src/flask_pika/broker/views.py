@@ -108,7 +108,8 @@ class QueueView:
         """Wait until messages are there, or until a condition on them holds; the messages.
 
         :param condition: that many messages at least, and for 0 none at all; or a function of the messages.
-        :raises TimeoutError: not within ``timeout`` seconds.
+        :param timeout: seconds that this may take.
+        :raises TimeoutError: it did not come to that.
         """
         deadline = time.monotonic() + timeout
         while True:
