@@ -187,7 +187,11 @@ def test_the_configuration_pages_examples_are_read_as_they_stand(
 def test_the_errors_pages_handler_answers_try_again_later(page: Page) -> None:
     app = Flask("shop")
     exec(page.next(), {"app": app})
-    transient = [errors.BrokerBlocked, errors.AuthenticationRefused, errors.PublisherFull]
+    transient: list[type[Exception]] = [
+        errors.BrokerBlocked,
+        errors.AuthenticationRefused,
+        errors.PublisherFull,
+    ]
     transient += [errors.PoolTimeout, errors.PublishUnknown, errors.PublishTimeout]
 
     @app.get("/<int:number>")

@@ -63,7 +63,10 @@ class Retry:
             )
 
     def delay_after(self, attempt: int) -> float:
-        """Seconds to wait after this attempt has failed, counted from 1."""
+        """Seconds to wait after an attempt has failed.
+
+        :param attempt: which one, counted from 1.
+        """
         # As a logarithm: 2.0 ** 1100 overflows.
         grown = math.log(self.delay) + (attempt - 1) * math.log(self.factor)
         if grown >= math.log(self.max_delay):
