@@ -18,6 +18,7 @@ version = ".".join(release.split(".")[:2])
 
 extensions = ["myst_parser", "pallets_sphinx_themes", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
+smartquotes = False
 #: Pages that a run of something makes: the index has them where they are there.
 _MADE = ("benchmarks", "reliability")
 

@@ -86,6 +86,7 @@ def held_back(shop: Shop) -> None:
 
 def blocked(shop: Shop) -> None:
     shop.broker.block()
+    shop.publish()  # who publishes nothing is not told
     wait_for(lambda: shop.fpika.stats().publisher.state == "blocked", "the alarm to be told")
     shop.publish(timeout=0.5)
 
