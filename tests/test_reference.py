@@ -138,11 +138,12 @@ def test_what_the_page_about_faults_shows_of_the_log_is_logged_so() -> None:
     said = re.findall(r"(WARNING|ERROR|INFO) `([^`]+)`", page_of("faults"))
     said += [("WARNING", one) for one in re.findall(r"and then `([^`]+)`", page_of("faults"))]
     assert len(said) > 25
+    logged = log_lines()
     for level, line in said:
         # A parameter stands for anything, words around it included: "%s: RabbitMQ %s".
         fits = [
             form
-            for at, form in log_lines()
+            for at, form in logged
             if at == level
             and re.fullmatch(re.sub(r"%(?:\.\d)?[srdfg]", ".+", re.escape(form).replace(r"\.1", ".1")), line)
         ]
