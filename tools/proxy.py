@@ -40,8 +40,8 @@ class _Pipe:
 class Proxy:
     """Stands before a loopback port, in a ``with`` block: what connects to ``port`` is connected to it.
 
-    Whatever it is told takes effect before the call returns, for the connections that there are and those that
-    come, until it is told otherwise. Where nobody listens at the target, who connects is hung up on.
+    Whatever it is told takes effect before the call returns, for the connections that there are and, but for
+    ends, for those that come. Where nobody listens at the target, who connects is hung up on.
     """
 
     def __init__(self, target: int) -> None:
@@ -88,7 +88,7 @@ class Proxy:
         self._order(lambda: self._set(frozen=False))
 
     def silence(self) -> None:
-        """From now on what comes is swallowed, in both directions; who connects is taken, and hears nothing."""
+        """From now on what comes is swallowed, in both directions; who connects hears nothing."""
         self._order(lambda: self._set(silent=True))
 
     def delay(self, seconds: float) -> None:
@@ -96,7 +96,7 @@ class Proxy:
         self._order(lambda: self._set(delay=seconds))
 
     def drip(self, size: int, every: float) -> None:
-        """No more than so many bytes pass at a time, each so many seconds, in each direction; 0: as they come."""
+        """No more than so many bytes pass at a time, every so many seconds, each way; 0: as they come."""
         self._order(lambda: self._set(drop=size, every=every))
 
     def limit(self, rate: float) -> None:

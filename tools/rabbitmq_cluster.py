@@ -1,4 +1,4 @@
-"""A private cluster of RabbitMQ nodes on loopback, each of which can be killed, frozen and started by itself."""
+"""A private cluster of RabbitMQ nodes on loopback, each of which can be killed, frozen and started."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ class RabbitMQNode:
     """One node. ``start()`` it, or use it in a ``with`` block; ``remove()`` ends it and deletes its data.
 
     :param config: further lines for ``rabbitmq.conf``.
-    :param port: where it listens; None: any that is free. With ``cookie`` (the nodes' password for each other)
-        and ``epmd_port`` (of their directory), nodes find each other: see :mod:`tools.rabbitmq_cluster`.
+    :param port: where it listens; None: any that is free. With a ``cookie`` in common, the password for each
+        other, and ``epmd_port``, their directory's, nodes find each other: see ``rabbitmq_cluster.py``.
     """
 
     def __init__(

@@ -4,9 +4,10 @@ Needs nothing but the standard library. Which Pythons: those that answer to ``py
 so on, and those that pyenv has. ``PYTHONS="python3.12 python3.13"`` in the environment names them instead.
 
 On the newest one, tests of everyday use run on RabbitMQ, the embedded broker's contract on both, tests of
-pages in a browser, and the fault lab in its short form. On the oldest, the first two are on the embedded broker, and the last are left out, with
-the longest. Tests of processes and forks are on RabbitMQ everywhere. Those in between leave the contract out,
-and without the tests of outages and of a worker's processes, which mostly wait for RabbitMQ to start.
+pages in a browser, and the fault lab in its short form. On the oldest, the first two are on the embedded
+broker, and the last two are left out, with the longest. Tests of processes and forks are on RabbitMQ
+everywhere. Those in between leave the contract out, and the tests of outages and of a worker's processes,
+which mostly wait for RabbitMQ to start.
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ class WebServer(Program):
         super().start()
         deadline = time.monotonic() + 60
         while not _answers(self.base):
-            assert self.is_running and time.monotonic() < deadline, f"it did not start:\n{self.said}"
+            assert self.is_running, f"it did not start:\n{self.said}"
+            assert time.monotonic() < deadline, f"it does not answer:\n{self.said}"
             time.sleep(0.02)
         return self
 

@@ -114,8 +114,8 @@ class Report:
             "",
             INTRODUCTION,
             "",
-            f"In all: {tried:,} tried, **{lost:,} lost**;"
-            f" from the return of what was broken to the first success, {self.recovery:.2f} s (median).",
+            f"In all: {tried:,} tried, **{lost:,} lost**.",
+            f"From the return of what was broken to the first success: {self.recovery:.2f} s (median).",
             "",
         ]
         for group, title in GROUPS.items():
@@ -137,16 +137,14 @@ least once, and only what was on its way when something broke may come again; an
 do an error that neither the deadline nor the broker's word explains, an error that promises that nothing was
 sent for a message that was handled, and a request that ends more than a second after its deadline.
 
-Each scenario is run against an app that is broken on purpose, too, and must catch it: the last column says what
-showed. A run that could not fail proves nothing."""
+Each scenario is run against an app that is broken on purpose, too, and must catch it: the last column
+says what showed. A run that could not fail proves nothing."""
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    lines = [
-        "| what was done | on | rounds | tried | confirmed | refused | lost | twice | slowest, against its"
-        " deadline | back after | catches |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["what was done", "on", "rounds", "tried", "confirmed", "refused", "lost", "twice"]
+    heads += ["slowest, against its deadline", "back after", "catches"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         refused = ", ".join(f"{count:,} {name}" for name, count in row.refused.most_common()) or "0"
         over = "" if row.longest_over is None else f"{row.longest_over:+.2f} s"
