@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--faults",
         choices=("short", "full"),
         default="short",
-        help="how much of the fault lab: each scenario once, or all rounds with the bounds of a quiet machine",
+        help="the fault lab: each scenario once, or in all rounds and with the bounds of a quiet machine",
     )
     parser.addoption("--reliability", metavar="PATH", help="write the fault lab's report there")
 
