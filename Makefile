@@ -8,7 +8,7 @@ BROKER ?= embedded
 export BROKER
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint docs bench clean
+.PHONY: help demo test test-quick faults soak lint docs bench clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,16 @@ test-quick:  ## run all tests on one Python
 	@scripts/ensure-chromium || true
 	@scripts/make-venv $(PYTHON) $(VENV) test
 	@$(VENV)/bin/python -m pytest
+
+faults:  ## do to it what a deployment does, in all rounds, and write docs/reliability.md; some 20 minutes
+	@scripts/ensure-rabbitmq
+	@scripts/make-venv $(PYTHON) $(VENV) test
+	@$(VENV)/bin/python -m pytest tests/faults --faults=full --reliability=docs/reliability.md
+
+soak:  ## 20 minutes under load, with memory, files, threads and connections in docs/images/soak.svg
+	@scripts/ensure-rabbitmq
+	@scripts/make-venv $(PYTHON) $(VENV) soak
+	@$(VENV)/bin/python -m tests.faults.soak
 
 lint:  ## ruff, mypy, and a second type checker over the public API
 	@scripts/make-venv $(PYTHON) $(VENV) lint

@@ -33,6 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="embedded" if programs() is None and not os.environ.get("CI") else "rabbitmq",
         help="the broker for tests of everyday use; those of outages are on RabbitMQ anyway",
     )
+    parser.addoption(
+        "--faults",
+        choices=("short", "full"),
+        default="short",
+        help="the fault lab: each scenario once, or in all rounds and with the bounds of a quiet machine",
+    )
+    parser.addoption("--reliability", metavar="PATH", help="write the fault lab's report there")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

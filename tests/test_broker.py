@@ -955,3 +955,15 @@ def test_publish_many_works_through_it(broker: Broker, both_ways: str) -> None:
     fpika.publish_many(Message(b"%d" % number, routing_key="q") for number in range(3000))
     assert [int(message.body) for message in broker.queues["q"].messages] == list(range(3000))
     fpika.close()
+
+
+def test_who_has_dropped_the_connections_finds_them_ended(broker: Broker) -> None:
+    for _ in range(100):
+        with socket.create_connection(("127.0.0.1", broker.port), 30) as peer:
+            peer.sendall(b"AMQP\x00\x00\x09\x01")
+            assert peer.recv(7)[0] == 1, "it listens"
+            broker.drop_connections()
+            peer.setblocking(False)
+            with contextlib.suppress(ConnectionError):  # an end as good as any
+                while peer.recv(65536):  # BlockingIOError: it is still open
+                    pass

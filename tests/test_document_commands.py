@@ -370,12 +370,20 @@ def test_the_systemd_unit_is_one_and_its_command_exists(tmp_path: Path) -> None:
     assert not complaints, done.stderr
 
 
-def test_the_uwsgi_file_enables_threads() -> None:
-    # uWSGI is built from source, and no test needs it else: it was tried by hand, as the page says.
+def test_the_uwsgi_file_runs_the_shop(everyday: Node, tmp_path: Path) -> None:
     (text,) = (text for text in deploying("ini") if "[uwsgi]" in text)
-    uwsgi = configparser.ConfigParser()
-    uwsgi.read_string(text)
-    assert uwsgi["uwsgi"]["enable-threads"] == uwsgi["uwsgi"]["die-on-term"] == "true"
+    (tmp_path / "shop.ini").write_text(text)
+    (tmp_path / "shop.py").write_text(SHOP)
+    terminal = Terminal(tmp_path, FLASK_PIKA_PARAMS=everyday.url)
+    if shutil.which("uwsgi", path=terminal.env["PATH"]) is None:
+        pytest.skip("there is no uWSGI for this machine")
+    web = free_port()
+    with terminal.running(f"uwsgi --ini shop.ini --http-socket 127.0.0.1:{web}") as told:
+        wait_for(lambda: listens(web), told)
+        for _ in range(10):
+            assert urllib.request.urlopen(f"http://127.0.0.1:{web}/", data=b"", timeout=30).status == 200
+    with pika.BlockingConnection(pika.URLParameters(everyday.url)) as connection:
+        assert connection.channel().queue_delete("orders").method.message_count == 10
 
 
 def test_the_containers_command_exists_and_its_probes_ask_for_what_it_answers() -> None:

@@ -596,6 +596,8 @@ def test_a_demo_that_is_interrupted_stops_what_it_started(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # Not ignored, as it is for what runs under nohup, and its children.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     # The node is under way, and not up yet.
     wait_for(lambda: list(tmp_path.glob("*/output.log")), "the node's first sign of life")

@@ -53,6 +53,11 @@ def free_port() -> int:
             return port
 
 
+def name_of(port: int) -> str:
+    """The Erlang name of the node on this port."""
+    return f"flask-pika-{port}@localhost"
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold back what ends a program, which could strike between a process's start and the note of it."""
@@ -78,17 +83,29 @@ class RabbitMQNode:
     """One node. ``start()`` it, or use it in a ``with`` block; ``remove()`` ends it and deletes its data.
 
     :param config: further lines for ``rabbitmq.conf``.
+    :param port: where it listens; None: any that is free. With a ``cookie`` in common, the password for each
+        other, and ``epmd_port``, their directory's, nodes find each other: see ``rabbitmq_cluster.py``.
     """
 
-    def __init__(self, config: str = "") -> None:
+    def __init__(
+        self,
+        config: str = "",
+        *,
+        port: int | None = None,
+        cookie: str | None = None,
+        epmd_port: int | None = None,
+    ) -> None:
         place = programs()
         if place is None:
             raise NodeError("RabbitMQ is not installed: see scripts/ensure-rabbitmq")
         self._programs = place
         self._home = Path(tempfile.mkdtemp(prefix="flask-pika-node-"))
-        self.port = free_port()
-        self._epmd_port = free_port()
-        self._name = f"flask-pika-{self.port}@localhost"
+        self.port = port or free_port()
+        self._epmd_port = epmd_port or free_port()
+        self.name = name_of(self.port)
+        if cookie is not None:
+            (self._home / ".erlang.cookie").write_text(cookie)
+            (self._home / ".erlang.cookie").chmod(0o400)
         self._process: subprocess.Popen[bytes] | None = None
         (self._home / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n{config}\n")
         (self._home / "enabled_plugins").write_text("[].\n")
@@ -96,7 +113,7 @@ class RabbitMQNode:
             # Not what somebody set for a broker of theirs.
             **{key: value for key, value in os.environ.items() if not key.startswith(("RABBITMQ_", "ERL_"))},
             "HOME": str(self._home),
-            "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_MNESIA_BASE": str(self._home / "mnesia"),
@@ -169,7 +186,7 @@ class RabbitMQNode:
     def ctl(self, *args: str) -> str:
         """What ``rabbitmqctl`` says to these arguments."""
         done = subprocess.run(
-            [self._programs / "rabbitmqctl", "--quiet", "-n", self._name, *args],
+            [self._programs / "rabbitmqctl", "--quiet", "-n", self.name, *args],
             env=self._env,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -458,6 +460,9 @@ class ClientConnection(asyncio.Protocol):
     def drop(self) -> None:
         """Hang up, as a network does: without a word."""
         self._state = "closed"
+        with contextlib.suppress(OSError):  # the peer was quicker
+            # Now: abort() closes the socket at the next turn of the loop, and who asked may look before.
+            self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
         self._transport.abort()
 
 

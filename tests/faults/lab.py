@@ -1,0 +1,291 @@
+"""The lab: a cluster behind proxies, an app under load before it, and one scenario after another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pika
+import pika.exceptions
+import pytest
+
+from tests.conftest import wait_for
+from tests.faults.books import Books, Rules
+from tests.faults.load import Load
+from tests.faults.programs import WebServer, WorkerProgram
+from tests.faults.report import Report
+from tests.ledger import Ledger
+from tools.proxy import Proxy
+from tools.rabbitmq_cluster import RabbitMQCluster
+from tools.rabbitmq_node import RabbitMQNode
+
+USER = "lab"
+#: It must be in no log, error, repr or answer of the whole run.
+PASSWORD = "l4b-s3cret-of-the-lab"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What runs in a scenario.
+
+    :ivar server: a key of ``SERVERS``; ``options`` are its further options.
+    :ivar path: the view that is asked: ``publish``, or ``pool`` for a pooled channel in confirm mode.
+    :ivar workers: processes of ``flask pika worker``.
+    :ivar work: seconds that a handler takes.
+    :ivar timeout: seconds that a publish may take.
+    :ivar params: connection parameters beyond host, port, user and password.
+    :ivar pool: ``FLASK_PIKA_POOL_PARAMS``.
+    :ivar queue: arguments of the queue; the default is a quorum queue with a member on each node.
+    :ivar refusals: the errors with which the broker may refuse while it is disturbed.
+    :ivar unanswered: whether requests may end without an answer, since the scenario kills the web server.
+    :ivar env: of the programs.
+    """
+
+    server: str = "gunicorn gthread"
+    options: Sequence[str] = ()
+    path: str = "publish"
+    clients: int = 8
+    workers: int = 1
+    work: float = 0.0
+    timeout: float = 10.0
+    params: Mapping[str, object] = field(default_factory=dict)
+    pool: Mapping[str, object] = field(default_factory=lambda: {"pool_size": 4, "confirm_delivery": True})
+    queue: Mapping[str, object] = field(
+        default_factory=lambda: {"x-queue-type": "quorum", "x-quorum-initial-group-size": 3}
+    )
+    refusals: Collection[str] = ()
+    unanswered: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A fault, and how it is seen that the lab would notice.
+
+    :ivar group: the number of its group in the report.
+    :ivar fault: does it to a lab that is under load, and says with ``lab.disturbed()`` when.
+    :ivar stand_ins: what breaks the app on purpose, and the kind of finding that gives it away.
+    """
+
+    group: int
+    name: str
+    fault: Callable[[Lab], None]
+    setting: Setting = field(default_factory=Setting)
+    stand_ins: Mapping[str, str] = field(default_factory=lambda: {"no confirms": "lost"})
+
+
+class Site:
+    """What outlives a scenario: the cluster, its proxies, and the directory of all logs."""
+
+    def __init__(self, cluster: RabbitMQCluster, proxies: Sequence[Proxy], records: Path) -> None:
+        self.cluster, self.proxies, self.records = cluster, list(proxies), records
+        self._numbers = 0
+
+    def number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+        """An operator's own, on any node that runs, and not through a proxy."""
+        node = next(node for node in self.cluster.nodes if node.is_running)
+        connection = pika.BlockingConnection(pika.URLParameters(node.url))
+        try:
+            yield connection.channel()
+        finally:
+            with contextlib.suppress(pika.exceptions.AMQPError):
+                connection.close()
+
+
+class Lab:
+    """One run of a scenario: the programs, the load, and the books."""
+
+    def __init__(self, site: Site, setting: Setting, grace: float, stand_in: str = "") -> None:
+        self.site, self.setting, self.stand_in = site, setting, stand_in
+        self.cluster, self.proxies = site.cluster, site.proxies
+        self.rules = Rules(setting.timeout, grace, setting.refusals, setting.unanswered)
+        self.queue = f"lab-{site.number()}"
+        self.place = site.records / self.queue
+        self.returns: list[float] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Lab:
+        self.place.mkdir()
+        self.declare()
+        with contextlib.ExitStack() as stack:
+            self.ledger = Ledger(self.place / "ledger")
+            stack.callback(self.ledger.close)
+            self.server = stack.enter_context(
+                WebServer(self.setting.server, self.env(), self.place / "server.log", self.setting.options)
+            )
+            self.workers = [
+                stack.enter_context(WorkerProgram(self.env(), self.place / f"worker-{number}.log"))
+                for number in range(self.setting.workers)
+            ]
+            self.load = Load(self.server.base, self.setting.path, clients=self.setting.clients)
+            self.load.start()
+            stack.callback(self.load.stop)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+        with contextlib.suppress(pika.exceptions.AMQPError, StopIteration), self.site.channel() as ch:
+            ch.queue_delete(self.queue)
+
+    def env(self) -> dict[str, str]:
+        """What the programs are told."""
+        pool: Mapping[str, object] = self.setting.pool
+        if self.stand_in in ("no confirms", "no probe"):
+            pool = {**pool, "confirm_delivery": self.stand_in != "no confirms"}
+            pool = {**pool, "pool_pre_ping": self.stand_in != "no probe"}
+        return {
+            "FLASK_PIKA_PARAMS": json.dumps(
+                [
+                    {
+                        "host": "127.0.0.1",
+                        "port": proxy.port,
+                        "username": USER,
+                        "password": PASSWORD,
+                        **self.setting.params,
+                    }
+                    for proxy in self.proxies
+                ]
+            ),
+            "FLASK_PIKA_POOL_PARAMS": json.dumps(pool),
+            "FLASK_PIKA_PUBLISHER_PARAMS": json.dumps({"timeout": self.setting.timeout}),
+            "QUEUE": self.queue,
+            "LEDGER": str(self.place / "ledger"),
+            "WORK": str(self.setting.work),
+            "STAND_IN": self.stand_in,
+            **self.setting.env,
+        }
+
+    def declare(self) -> None:
+        with self.site.channel() as ch:
+            ch.queue_declare(self.queue, durable=True, arguments=dict(self.setting.queue))
+
+    # For faults
+
+    @contextlib.contextmanager
+    def disturbed(self) -> Iterator[None]:
+        """While something is broken, and until it is seen to have been mended."""
+        with self.ledger.disturbance():
+            yield
+
+    def returned(self) -> None:
+        """What was broken is there again: from now on it is counted how long the first success takes."""
+        self.returns.append(time.monotonic())
+
+    def goes_on(self, more: int = 100) -> None:
+        self.load.goes_on(more)
+
+    def holder(self) -> RabbitMQNode:
+        """The node that holds the connection of a publisher that is under load."""
+        found = self.cluster.holder_of("lab on")
+        assert found is not None, "nobody is connected"
+        return found
+
+    # For the end
+
+    def settle(self) -> Books:
+        """Stop the load, have all that is left handled, and open the books."""
+        self.load.stop()
+        for _ in range(5):
+            self._wait_until_empty()
+            for worker in self.workers:
+                if worker.is_running:
+                    worker.stop()
+            if not self._ready():  # what was in a worker's hands is back by now, or settled
+                break
+            for worker in self.workers:
+                worker.start()
+        return Books(
+            self.rules,
+            self.load.answers,
+            self.ledger.runs,
+            self.ledger.disturbances,
+            self.returns,
+            self.left(),
+        )
+
+    def left(self) -> set[str]:
+        """What is in the queue still: where nothing consumes, all of it."""
+        found = set()
+        with contextlib.suppress(pika.exceptions.ChannelClosedByBroker), self.site.channel() as ch:
+            while (got := ch.basic_get(self.queue, auto_ack=True))[0] is not None:
+                found.add((got[2] or b"").decode())
+        return found
+
+    def _wait_until_empty(self) -> None:
+        if self.workers:
+            wait_for(lambda: not self._ready(), lambda: f"an empty queue: {self._ready()} are left", 120)
+
+    def _ready(self) -> int:
+        """How many messages wait for a consumer."""
+        try:
+            with self.site.channel() as ch:
+                found = ch.queue_declare(self.queue, passive=True).method.message_count
+                return int(found)
+        except pika.exceptions.ChannelClosedByBroker:
+            return 0  # no such queue
+        except pika.exceptions.AMQPError:
+            return 1  # nobody knows
+
+
+def run(scenario: Scenario, site: Site, report: Report, *, grace: float) -> None:
+    """One round: the fault under load, what follows, and the books balance."""
+    with Lab(site, scenario.setting, grace) as lab:
+        lab.goes_on()
+        scenario.fault(lab)
+        lab.goes_on()
+        books = lab.settle()
+    books.check()
+    report.add(
+        scenario.group,
+        scenario.name,
+        setting=scenario.setting.server,
+        tried=len(books.answers),
+        accepted=len(books.accepted),
+        refused=books.refused,
+        twice=len(books.twice),
+        longest_over=books.longest_over,
+        recoveries=books.recoveries,
+    )
+
+
+def run_stand_in(scenario: Scenario, stand_in: str, site: Site, report: Report) -> None:
+    """The same with an app that is broken on purpose: its books must not balance, in the way they should."""
+    setting = scenario.setting
+    if stand_in in ("no confirms", "no probe"):
+        setting = replace(setting, path="publish" if stand_in == "no confirms" else "pool")
+    with Lab(site, setting, grace=1.0, stand_in=stand_in) as lab:
+        lab.goes_on()
+        scenario.fault(lab)
+        lab.goes_on()
+        books = lab.settle()
+    found = books.findings()
+    kind = scenario.stand_ins[stand_in]
+    assert kind in found, f"{stand_in!r} was not caught; found: {found}"
+    report.add_caught(scenario.group, scenario.name, stand_in, f"{len(found[kind]):,} {kind}")
+
+
+def parametrize(*scenarios: Scenario) -> pytest.MarkDecorator:
+    """For the test that runs them all."""
+    return pytest.mark.parametrize("scenario", scenarios, ids=lambda scenario: scenario.name)
+
+
+def parametrize_stand_ins(*scenarios: Scenario) -> pytest.MarkDecorator:
+    """For the test that runs each once with each of its stand-ins."""
+    return pytest.mark.parametrize(
+        ("scenario", "stand_in"),
+        [
+            pytest.param(scenario, stand_in, id=f"{scenario.name} - {stand_in}")
+            for scenario in scenarios
+            for stand_in in scenario.stand_ins
+        ],
+    )

@@ -1,0 +1,148 @@
+"""Clients that ask a server over HTTP to publish numbered messages, and keep what it answered."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import threading
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from tests.conftest import wait_for
+
+#: Seconds after which a request that has no answer is held up.
+_HELD_UP = 0.3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one request. Times are the system's monotonic clock's, in seconds."""
+
+    id: str
+    began: float
+    ended: float
+    #: HTTP's; None: the connection ended without an answer, or there was none.
+    status: int | None
+    #: The error's class, where the app named one.
+    error: str = ""
+    text: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def took(self) -> float:
+        return self.ended - self.began
+
+
+class Load:
+    """Clients that go on until they are stopped, or ``most`` requests were made.
+
+    :param pace: seconds that each client waits between an answer and its next request.
+    :param patience: seconds after which a request counts as one that was never answered.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        path: str = "publish",
+        *,
+        clients: int = 8,
+        pace: float = 0.005,
+        most: int = 20_000,
+        patience: float = 60.0,
+    ) -> None:
+        where = urlsplit(base)
+        self._host, self._port = str(where.hostname), int(where.port or 80)
+        self._path, self._pace, self._most, self._patience = path, pace, most, patience
+        self._numbers = itertools.count()
+        self._stopped = threading.Event()
+        #: Appended to by all clients; a list's append needs no lock.
+        self._answers: list[Answer] = []
+        #: Since when each client waits for an answer; None: it does not. Each writes its own place alone.
+        self._waiting: list[float | None] = [None] * clients
+        self._threads = [
+            threading.Thread(target=self._work, args=(place,), name=f"client {place}")
+            for place in range(clients)
+        ]
+
+    @property
+    def answers(self) -> list[Answer]:
+        return list(self._answers)
+
+    @property
+    def accepted(self) -> int:
+        return sum(answer.accepted for answer in self.answers)
+
+    def goes_on(self, more: int = 100, timeout: float = 60.0) -> None:
+        """Wait until so many more were accepted that began after this call."""
+        since = time.monotonic()
+        wait_for(
+            lambda: (
+                sum(answer.accepted and answer.began >= since for answer in self.answers) >= more
+                or self.is_over
+            ),
+            lambda: f"{more} messages accepted; the last answers: {self.answers[-3:]}",
+            timeout,
+        )
+
+    def is_held_up(self, more: int = 50, timeout: float = 60.0) -> None:
+        """Wait until each client waits for an answer for a while; or, with a stand-in, none has to."""
+        before = self.accepted
+        wait_for(
+            lambda: (
+                all(
+                    began is not None and time.monotonic() - began > _HELD_UP for began in list(self._waiting)
+                )
+                or self.accepted >= before + more
+                or self.is_over
+            ),
+            lambda: f"waiting since {self._waiting}",
+            timeout,
+        )
+
+    @property
+    def is_over(self) -> bool:
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Let each client have its last answer."""
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(self._patience + 30)
+            assert not thread.is_alive(), "a client hangs"
+
+    def _work(self, place: int) -> None:
+        while not self._stopped.wait(self._pace):
+            number = next(self._numbers)
+            if number >= self._most:
+                return
+            self._waiting[place] = began = time.monotonic()
+            answer = self._ask(f"{number:06}", began)
+            self._waiting[place] = None
+            self._answers.append(answer)
+
+    def _ask(self, id_: str, began: float) -> Answer:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._patience)
+        try:
+            connection.request("POST", f"/{self._path}/{id_}")
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as exc:
+            return Answer(id_, began, time.monotonic(), None, text=repr(exc))
+        finally:
+            connection.close()
+        try:
+            told = json.loads(body)
+        except ValueError:
+            told = {"text": body.decode(errors="replace")[:500]}
+        return Answer(
+            id_, began, time.monotonic(), response.status, told.get("error", ""), told.get("text", "")
+        )
