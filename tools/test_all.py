@@ -6,8 +6,8 @@ so on, and those that pyenv has. ``PYTHONS="python3.12 python3.13"`` in the envi
 On the newest one, tests of everyday use run on RabbitMQ, the embedded broker's contract on both, and tests of
 pages in a browser. On the oldest, the first two are on the embedded broker, and the last are left out, with
 the longest. Tests of processes and forks are on RabbitMQ everywhere. Those in between leave the contract out,
-and the tests of outages and of a worker's processes, which mostly wait for RabbitMQ to start. The fault lab is
-not among them yet: ``make faults``.
+and the tests of outages and of a worker's processes, which mostly wait for RabbitMQ to start. The fault lab
+is not among them yet: ``make faults``.
 """
 
 from __future__ import annotations
