@@ -21,6 +21,10 @@ _MUCH_DELAYED = 64 * 2**20
 _READ = 65536
 #: Seconds for the proxy's thread to do what it is told.
 _PATIENCE = 30.0
+#: Seconds to connect to the target: one that is stopped, its backlog full, must not keep the proxy waiting.
+_CONNECT = 5.0
+#: How often it is read what a peer had sent, before an orderly end.
+_LAST_READS = 64
 _RST = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time: close() sends a reset
 
 
@@ -46,7 +50,9 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self._server: socket.socket | None = socket.create_server(("127.0.0.1", 0))
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server.setblocking(False)  # who had connected may have gone
+        self._listening = True
         self.port: int = self._server.getsockname()[1]
         self._woken, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -91,6 +97,10 @@ class Proxy:
         """From now on what comes is swallowed, in both directions; who connects hears nothing."""
         self._order(lambda: self._set(silent=True))
 
+    def restore(self) -> None:
+        """Let pass what comes, as at first. After a silence, connections have a hole in them, and end."""
+        self._order(self._restore)
+
     def delay(self, seconds: float) -> None:
         """All that comes arrives so much later, in each direction. It limits no throughput."""
         self._order(lambda: self._set(delay=seconds))
@@ -127,9 +137,7 @@ class Proxy:
     def __exit__(self, *exc_info: object) -> None:
         self._order(lambda: self._set(ending=True))
         self._thread.join()
-        if self._server is not None:
-            self._server.close()
-        for one in (self._woken, self._waker, *self._pipes):
+        for one in (self._server, self._woken, self._waker, *self._pipes):
             one.close()
         self._selector.close()
 
@@ -197,10 +205,12 @@ class Proxy:
         return max(0.0, min(due) - now) if due else None
 
     def _take(self) -> None:
-        assert self._server is not None
-        client, _ = self._server.accept()
         try:
-            target = socket.create_connection(("127.0.0.1", self._target))
+            client, _ = self._server.accept()
+        except OSError:  # it has gone already
+            return
+        try:
+            target = socket.create_connection(("127.0.0.1", self._target), _CONNECT)
         except OSError:  # nobody is there, as the client shall see
             client.close()
             return
@@ -281,19 +291,34 @@ class Proxy:
             else:
                 with contextlib.suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
+                    # Linux makes a reset of a close() that leaves something unread.
+                    for _ in range(_LAST_READS):
+                        if not one.recv(_READ):
+                            break
             one.close()
 
     def _register_server(self) -> None:
-        assert self._server is not None
         self._selector.register(self._server, selectors.EVENT_READ)
 
     def _stop_listening(self) -> None:
-        if self._server is not None:
+        if self._listening:
             self._selector.unregister(self._server)
             self._server.close()
-            self._server = None
+            # Bound, and not listening: who connects is refused, and nobody else gets the port.
+            self._server = socket.socket()
+            self._server.setblocking(False)
+            self._server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._server.bind(("127.0.0.1", self.port))
+            self._listening = False
 
     def _listen(self) -> None:
-        if self._server is None:
-            self._server = socket.create_server(("127.0.0.1", self.port))
+        if not self._listening:
+            self._server.listen()
+            self._listening = True
             self._register_server()
+
+    def _restore(self) -> None:
+        if self._silent:
+            self._end_all(reset=False)
+        self._set(silent=False, frozen=False, delay=0.0, drop=0, every=0.0)
+        self._listen()

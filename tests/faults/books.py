@@ -36,7 +36,8 @@ class Rules:
 
     :ivar timeout: seconds that a publish may take.
     :ivar grace: seconds that its HTTP request may take beyond that.
-    :ivar refusals: the errors with which the broker may refuse, while it is disturbed.
+    :ivar refusals: the errors with which the broker may refuse, while it is disturbed; on a pooled channel
+        also those of pika's that say that it is gone.
     :ivar unanswered: whether requests may end without an answer: the scenario kills the web server.
     """
 
@@ -153,7 +154,7 @@ class Books:
         return [f"{answer}" for answer in refused if answer.id in self.seen]
 
     def _unnamed(self) -> list[str]:
-        known = set(errors.__all__)
+        known = {*errors.__all__, *self.rules.refusals}
         return [
             f"{answer}"
             for answer in self.answers
@@ -165,7 +166,7 @@ class Books:
         return [
             f"{answer}"
             for answer in self.answers
-            if answer.error in errors.__all__
+            if answer.error in {*errors.__all__, *self.rules.refusals}
             and not (
                 self._was_disturbed(answer)
                 and (

@@ -58,7 +58,9 @@ def site(records: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def whole(site: Site) -> Site:
-    """The site, with all its nodes up, as each scenario finds it."""
+    """The site, with all its nodes up and all its proxies open, as each scenario finds it."""
+    for proxy in site.proxies:
+        proxy.restore()
     for node in site.cluster.nodes:
         if not node.is_running:
             node.start()

@@ -28,6 +28,10 @@ USER = "lab"
 PASSWORD = "l4b-s3cret-of-the-lab"
 
 
+#: Seconds after which the stand-in that gives up early does so.
+EARLY = 0.3
+
+
 @dataclass(frozen=True)
 class Setting:
     """What runs in a scenario.
@@ -143,6 +147,10 @@ class Lab:
         if self.stand_in in ("no confirms", "no probe"):
             pool = {**pool, "confirm_delivery": self.stand_in != "no confirms"}
             pool = {**pool, "pool_pre_ping": self.stand_in != "no probe"}
+        params: Mapping[str, object] = self.setting.params
+        if self.stand_in == "no heartbeat":
+            params = {**params, "heartbeat": 0}
+        timeout = EARLY if self.stand_in == "gives up early" else self.setting.timeout
         return {
             "FLASK_PIKA_PARAMS": json.dumps(
                 [
@@ -151,13 +159,13 @@ class Lab:
                         "port": proxy.port,
                         "username": USER,
                         "password": PASSWORD,
-                        **self.setting.params,
+                        **params,
                     }
                     for proxy in self.proxies
                 ]
             ),
             "FLASK_PIKA_POOL_PARAMS": json.dumps(pool),
-            "FLASK_PIKA_PUBLISHER_PARAMS": json.dumps({"timeout": self.setting.timeout}),
+            "FLASK_PIKA_PUBLISHER_PARAMS": json.dumps({"timeout": timeout}),
             "QUEUE": self.queue,
             "LEDGER": str(self.place / "ledger"),
             "WORK": str(self.setting.work),

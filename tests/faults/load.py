@@ -104,6 +104,10 @@ class Load:
             timeout,
         )
 
+    def waits_for(self, before: float) -> bool:
+        """Whether a client still waits for what it asked before this time."""
+        return any(began is not None and began < before for began in list(self._waiting))
+
     @property
     def is_over(self) -> bool:
         return not any(thread.is_alive() for thread in self._threads)
