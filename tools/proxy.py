@@ -1,324 +1,509 @@
-"""A TCP proxy that does what networks do: it cuts, resets, freezes, delays, drips, and goes silent."""
+"""A TCP proxy that does what networks and stuck hosts do to connections: it cuts, freezes, delays, loses.
+
+It stands before a port on loopback. One thread does it all, and it alone touches the connections. The
+controls may be called from any thread; each is in force when it returns, and to repeat it changes nothing.
+"""
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
+import random
 import selectors
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import TypeVar
+
+from tools.rabbitmq_node import free_port
 
 P = TypeVar("P", bound="Proxy")
 
-#: Bytes that wait in a direction, from which on its source is read no more; a delay may have more under way.
-_MUCH = 2**20
-_MUCH_DELAYED = 64 * 2**20
-_READ = 65536
-#: Seconds for the proxy's thread to do what it is told.
-_PATIENCE = 30.0
-#: Seconds to connect to the target: one that is stopped, its backlog full, must not keep the proxy waiting.
-_CONNECT = 5.0
-#: How often it is read what a peer had sent, before an orderly end.
-_LAST_READS = 64
-_RST = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time: close() sends a reset
+_CHUNK = 65536
+#: Bytes of one direction that may wait here, before it leaves the rest with the sender. What is delayed is on
+#: its way, and no reason to stop the sender.
+_ROOM = 1 << 20
+_ROOM_DELAYED = 64 << 20
 
 
-class _Pipe:
-    """One direction of a connection: what was read, and when it may go on."""
+class _Way:
+    """One direction of a connection: what was read from ``source``, and is to be written to ``sink``."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket, number: int, to_target: bool) -> None:
-        self.source, self.sink, self.number, self.to_target = source, sink, number, to_target
-        #: When each piece is due, and the piece; an empty one is the end.
-        self.waiting: collections.deque[tuple[float, bytes]] = collections.deque()
+    def __init__(self, source: socket.socket, sink: socket.socket, to_target: bool) -> None:
+        self.source, self.sink, self.to_target = source, sink, to_target
+        #: What came when; ``b""`` is the end.
+        self.waiting: deque[tuple[float, bytes]] = deque()
         self.size = 0
-        self.ended = False  # nothing more comes from the source
-        self.shut = False  # nothing more goes to the sink
-        self.not_before = 0.0  # when the next drop may fall
+        #: It was taken out of ``waiting``, and its sink has not taken it yet.
+        self.piece = b""
+        #: Until then nothing is written, where there is a limit.
+        self.free_at = 0.0
+        #: Whether the sink takes nothing for now.
+        self.blocked = False
+        #: Whether the source may still say something.
+        self.reading = True
+        #: Whether nothing more is let in: what comes is swallowed.
+        self.sealed = False
+        #: Whether nothing more is passed on, and no end.
+        self.ended = False
+
+    def put(self, data: bytes) -> None:
+        if not self.sealed:
+            self.waiting.append((time.monotonic(), data))
+            self.size += len(data)
+
+    def seal(self) -> None:
+        """After what waits, pass on the end."""
+        self.put(b"")
+        self.sealed = True
+
+    def drop(self) -> None:
+        """Pass on nothing more, and no end."""
+        self.waiting.clear()
+        self.size, self.piece = 0, b""
+        self.sealed = self.ended = True
+        self.blocked = False
+
+    def take(self, most: int, delay: float, now: float) -> bytes:
+        """What is first, and what is due with it, up to so many bytes; ``b""`` is the end."""
+        taken: list[bytes] = []
+        while True:
+            at, data = self.waiting.popleft()
+            if len(data) > most:
+                self.waiting.appendleft((at, data[most:]))
+                data = data[:most]
+            taken.append(data)
+            most -= len(data)
+            self.size -= len(data)
+            if not most or not self.waiting or not self.waiting[0][1] or self.waiting[0][0] + delay > now:
+                return b"".join(taken)
+
+
+class _Connection:
+    """A client's socket, and the one to the target."""
+
+    def __init__(self, client: socket.socket, target: socket.socket) -> None:
+        self.client, self.target = client, target
+        self.to_target = _Way(client, target, True)
+        self.to_client = _Way(target, client, False)
+        self.ways = (self.to_target, self.to_client)
+        #: 0, until the target has taken it.
+        self.number = 0
+
+    @property
+    def is_over(self) -> bool:
+        return not any(way.reading or not way.ended for way in self.ways)
 
 
 class Proxy:
     """Stands before a loopback port, in a ``with`` block: what connects to ``port`` is connected to it.
 
-    Whatever it is told takes effect before the call returns, for the connections that there are and, but for
-    ends, for those that come. Where nobody listens at the target, who connects is hung up on.
+    Where nobody listens at the target, clients are taken and see the end. A side that is reset is for the
+    other side one that ends.
+
+    Delays and limits are those of each connection, in each direction. A control with a ``number`` is about
+    that connection alone, if it is still there; they are counted from 1, as ``passes()`` is told.
     """
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self._server.setblocking(False)  # who had connected may have gone
-        self._listening = True
-        self.port: int = self._server.getsockname()[1]
-        self._woken, self._waker = socket.socketpair()
-        self._selector = selectors.DefaultSelector()
-        self._thread = threading.Thread(target=self._serve, name="proxy", daemon=True)
-        self._orders: collections.deque[Callable[[], None]] = collections.deque()
-        # What follows belongs to the proxy's thread.
-        #: By its source.
-        self._pipes: dict[socket.socket, _Pipe] = {}
-        self._ending = self._silent = self._frozen = False
-        self._delay = 0.0
-        self._drop, self._every = 0, 0.0
-        #: How many have connected.
+        # It never listens: while no other does, this keeps the port from everybody else.
+        self._keeper = self._bind_free()
+        self.port: int = self._keeper.getsockname()[1]
+        #: How many have connected, and the target has taken them.
         self.connections = 0
 
-    # What it does
+        # Below, all but the orders is the thread's.
+        self._listening: socket.socket | None = None
+        self._connections: list[_Connection] = []
+        self._watched: dict[socket.socket, int] = {}
+        self._selector = selectors.DefaultSelector()
+        self._silent = self._frozen = self._leaving = False
+        self._delay = 0.0
+        self._piece, self._seconds_per_byte = _CHUNK, 0.0
 
-    def cut(self) -> None:
-        """End the connections that there are, in order: both sides see an end."""
-        self._order(lambda: self._end_all(reset=False))
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._thread = threading.Thread(target=self._serve, name="proxy")
+        self._lock = threading.Lock()
+        # What the thread shall do, and whether it takes no more of it: touched only under the lock.
+        self._orders: list[tuple[Callable[[], None], Future[None]]] = []
+        self._ended = False
+
+        self._listen()
+
+    # For who listens in
+
+    def passes(self, connection: int, to_target: bool, data: bytes) -> None:
+        """For who listens in: this is about to be passed on. Connections are counted from 1."""
+
+    @property
+    def present(self) -> list[int]:
+        """The numbers of the connections that there are."""
+        return [one.number for one in list(self._connections) if one.number]
+
+    # Ends
+
+    def cut(self, number: int | None = None) -> None:
+        """End the connections that there are with a FIN to both sides; what waits is lost."""
+        self._order(lambda: self._end_all(number, _finish))
 
     def reset(self, number: int | None = None) -> None:
-        """End the connections that there are with a reset; or this one alone, counted from 1."""
-        self._order(lambda: self._end_all(reset=True, number=number))
+        """End the connections that there are with a RST to both sides; what waits is lost."""
+        self._order(lambda: self._end_all(number, _reset))
+
+    def reset_one(self) -> int | None:
+        """Reset a connection chosen at random; its number, or None if there is none."""
+        chosen = random.choice(self.present or [None])
+        if chosen is not None:
+            self.reset(chosen)
+        return chosen
+
+    def half_close(self, *, to_target: bool, number: int | None = None) -> None:
+        """Pass on a FIN in one direction, after what waits, and nothing after it; the other goes on."""
+
+        def act() -> None:
+            for one in self._chosen(number):
+                (one.to_target if to_target else one.to_client).seal()
+
+        self._order(act)
 
     def refuse(self) -> None:
-        """Take no connections: who connects is refused. Those that there are go on."""
+        """Take no new connections: who tries is refused. Those that there are go on."""
         self._order(self._stop_listening)
 
     def accept(self) -> None:
-        """Take connections again, on the same port."""
+        """After :meth:`refuse`: take new connections again."""
         self._order(self._listen)
 
-    def freeze(self) -> None:
-        """Nothing passes, and nothing is lost: what comes waits, and who connects hears nothing."""
-        self._order(lambda: self._set(frozen=True))
-
-    def thaw(self) -> None:
-        """What waited passes on."""
-        self._order(lambda: self._set(frozen=False))
+    # Obstacles
 
     def silence(self) -> None:
-        """From now on what comes is swallowed, in both directions; who connects hears nothing."""
-        self._order(lambda: self._set(silent=True))
+        """From now on nothing passes, and no end, in neither direction: it is swallowed.
 
-    def restore(self) -> None:
-        """Let pass what comes, as at first. After a silence, connections have a hole in them, and end."""
-        self._order(self._restore)
+        Who connects is taken, and hears nothing.
+        """
+
+        def act() -> None:
+            self._silent = True
+            for one in self._connections:
+                for way in one.ways:
+                    way.drop()
+
+        self._order(act)
+
+    def freeze(self) -> None:
+        """As a host that is stuck: nothing passes, and nothing is lost. Senders are blocked in the end.
+
+        The system takes who connects. Time goes on: what is delayed meanwhile comes when it thaws.
+        """
+
+        def act() -> None:
+            self._frozen = True
+
+        self._order(act)
+
+    def thaw(self) -> None:
+        """After :meth:`freeze`: all that waited is passed on."""
+
+        def act() -> None:
+            self._frozen = False
+
+        self._order(act)
 
     def delay(self, seconds: float) -> None:
-        """All that comes arrives so much later, in each direction. It limits no throughput."""
-        self._order(lambda: self._set(delay=seconds))
+        """Each byte arrives so much later, and as fast; what is on its way as well. 0: no delay."""
 
-    def drip(self, size: int, every: float) -> None:
-        """No more than so many bytes pass at a time, every so many seconds, each way; 0: as they come."""
-        self._order(lambda: self._set(drop=size, every=every))
+        def act() -> None:
+            self._delay = seconds
+
+        self._order(act)
 
     def limit(self, rate: float) -> None:
-        """So many bytes pass in a second, in each direction and of each connection."""
-        self.drip(max(1, int(rate / 100)), 0.01)
+        """Pass on so many bytes per second at the most, in pieces of a hundredth of a second. 0: no limit."""
+        if rate:
+            size = max(1, int(rate / 100))
+            self.drip(size, size / rate)
+        else:
+            self.drip(0, 0)
 
-    def half_close(self, *, to_target: bool) -> None:
-        """End one direction of the connections that there are; the other goes on."""
+    def drip(self, size: int, every: float) -> None:
+        """Pass on so few bytes at a time, and as many in so many seconds at the most. 0: no limit."""
+        pace = (size, every / size) if size else (_CHUNK, 0.0)
 
-        def work() -> None:
-            for pipe in self._pipes.values():
-                if pipe.to_target is to_target:
-                    self._shut(pipe)
+        def act() -> None:
+            if (self._piece, self._seconds_per_byte) != pace:
+                self._piece, self._seconds_per_byte = pace
+                for one in self._connections:
+                    for way in one.ways:
+                        way.free_at = 0.0
 
-        self._order(work)
+        self._order(act)
 
-    def passes(self, connection: int, to_target: bool, data: bytes) -> None:
-        """For who listens in: this has come, to be passed on. Connections are counted from 1."""
+    def restore(self) -> None:
+        """End all obstacles, and take connections. After a silence they have a hole in them, and are cut."""
 
-    # Its life
+        def act() -> None:
+            if self._silent:
+                self._end_all(None, _finish)
+            self._silent = self._frozen = False
+            self._delay = 0.0
+            self._listen()
+
+        self._order(act)
+        self.limit(0)
+
+    # Orders
+
+    def _order(self, act: Callable[[], None]) -> None:
+        order: Future[None] = Future()
+        with self._lock:
+            if self._ended:
+                return
+            self._orders.append((act, order))
+            with contextlib.suppress(BlockingIOError):  # there is enough to wake it
+                self._waker.send(b"!")
+        # What passes() orders is done when it has returned.
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            order.result()
+
+    def _obey(self) -> None:
+        with self._lock:
+            orders, self._orders = self._orders, []
+        for act, order in orders:
+            try:
+                act()
+            except OSError as exc:  # the port is taken, for one: whose order it was shall know
+                order.set_exception(exc)
+            else:
+                order.set_result(None)
 
     def __enter__(self: P) -> P:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._thread.start()
-        self._order(self._register_server)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._order(lambda: self._set(ending=True))
+        def act() -> None:
+            self._leaving = True
+
+        self._order(act)
         self._thread.join()
-        for one in (self._server, self._woken, self._waker, *self._pipes):
+        for one in (self._keeper, self._woken, self._waker):
             one.close()
-        self._selector.close()
 
-    def _order(self, work: Callable[[], None]) -> None:
-        """Have this done in the proxy's thread, and wait until it is."""
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
-
-        def carry_out() -> None:
-            try:
-                work()
-            except BaseException as exc:
-                done.set_exception(exc)
-            else:
-                done.set_result(None)
-
-        self._orders.append(carry_out)
-        self._waker.send(b"!")
-        done.result(_PATIENCE)
-
-    def _set(self, **what: object) -> None:
-        for name, value in what.items():
-            setattr(self, f"_{name}", value)
-
-    # In its thread
+    # The thread
 
     def _serve(self) -> None:
-        while not self._ending:
-            for key, mask in self._selector.select(self._arrange()):
-                if key.fileobj is self._woken:
-                    self._woken.recv(4096)
-                elif key.fileobj is self._server:
-                    self._take()
-                elif mask & selectors.EVENT_READ and key.fileobj in self._pipes:
-                    self._read(self._pipes[key.fileobj])
-            for pipe in list(self._pipes.values()):
-                self._pass_on(pipe)
-            while self._orders:
-                self._orders.popleft()()
+        try:
+            while True:
+                self._obey()  # before anything is passed on
+                if self._leaving:
+                    return
+                for key, events in self._selector.select(self._turn()):
+                    if key.fileobj is self._woken:
+                        with contextlib.suppress(BlockingIOError):
+                            self._woken.recv(4096)
+                    elif key.fileobj is self._listening:
+                        for client in self._arrived():
+                            self._connect(client)
+                    elif isinstance(key.fileobj, socket.socket):
+                        self._is_ready(key.data, key.fileobj, events)
+        finally:
+            with self._lock:
+                self._ended = True
+            for _, order in self._orders:
+                order.set_result(None)
+            if self._listening is not None:
+                self._listening.close()
+            for one in self._connections:
+                one.client.close()
+                one.target.close()
+            self._connections.clear()
+            self._selector.close()
 
-    def _arrange(self) -> float | None:
-        """Wait for what each socket is to do next; seconds until a piece is due."""
+    def _turn(self) -> float | None:
+        """Pass on what may pass now, and watch what matters; the seconds until more may pass."""
         now = time.monotonic()
-        masks = dict.fromkeys(self._pipes, 0)
-        due = []
-        for pipe in self._pipes.values():
-            if self._frozen:
-                continue
-            if not pipe.ended and pipe.size < (_MUCH_DELAYED if self._delay else _MUCH):
-                masks[pipe.source] |= selectors.EVENT_READ
-            if pipe.waiting and not pipe.shut:
-                at = max(pipe.waiting[0][0], pipe.not_before)
-                if at <= now:
-                    masks[pipe.sink] |= selectors.EVENT_WRITE
-                else:
-                    due.append(at)
-        known = self._selector.get_map()
-        for one, mask in masks.items():
-            if not mask:
-                if one in known:
-                    self._selector.unregister(one)
-            elif one not in known:
-                self._selector.register(one, mask)
-            elif known[one].events != mask:
-                self._selector.modify(one, mask)
-        return max(0.0, min(due) - now) if due else None
+        due: list[float] = []
+        if self._listening is not None:
+            self._watch(self._listening, 0 if self._frozen else selectors.EVENT_READ)
+        for one in list(self._connections):
+            if one.number and not self._frozen:
+                due += [at for way in one.ways if (at := self._pass_on(one, way, now)) is not None]
+            if one.is_over:
+                self._end(one, _finish)
+            else:
+                self._watch(one.client, self._matters(one, one.to_target, one.to_client), one)
+                self._watch(one.target, self._matters(one, one.to_client, one.to_target), one)
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
-    def _take(self) -> None:
-        try:
-            client, _ = self._server.accept()
-        except OSError:  # it has gone already
-            return
-        try:
-            target = socket.create_connection(("127.0.0.1", self._target), _CONNECT)
-        except OSError:  # nobody is there, as the client shall see
-            client.close()
-            return
-        self.connections += 1
-        for source, sink in ((client, target), (target, client)):
-            source.setblocking(False)
-            source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._pipes[source] = _Pipe(source, sink, self.connections, source is client)
-
-    def _read(self, pipe: _Pipe) -> None:
-        data = b""
-        try:
-            data = pipe.source.recv(_READ)
-        except BlockingIOError:
-            return
-        except OSError:
-            pass
-        pipe.ended = not data
-        if pipe.shut:
-            self._end_if_over(pipe)
-        if self._silent or pipe.shut:
-            return
-        if data:
-            self.passes(pipe.number, pipe.to_target, data)
-        pipe.waiting.append((time.monotonic() + self._delay, data))
-        pipe.size += len(data)
-
-    def _pass_on(self, pipe: _Pipe) -> None:
-        while pipe.waiting and not pipe.shut and not self._frozen:
-            now = time.monotonic()
-            due, data = pipe.waiting[0]
-            if max(due, pipe.not_before) > now:
-                return
-            if not data:
-                self._shut(pipe)
-                return
+    def _pass_on(self, one: _Connection, way: _Way, now: float) -> float | None:
+        """Write what is due, as far as the sink takes it; when more will be."""
+        while not way.ended and not way.blocked:
+            if not way.piece:
+                if not way.waiting:
+                    return None
+                at = max(way.waiting[0][0] + self._delay, way.free_at)
+                if at > now:
+                    return at
+                way.piece = way.take(self._piece, self._delay, now)
+                if not way.piece:
+                    with contextlib.suppress(OSError):
+                        way.sink.shutdown(socket.SHUT_WR)
+                    way.drop()
+                    return None
+                way.free_at = now + len(way.piece) * self._seconds_per_byte
+                self.passes(one.number, way.to_target, way.piece)
             try:
-                sent = pipe.sink.send(data[: self._drop or None])
+                way.piece = way.piece[way.sink.send(way.piece) :]
+            except BlockingIOError:
+                way.blocked = True
+            except OSError:  # who reads from that sink hears of it, and passes on an end
+                way.drop()
+        return None
+
+    def _matters(self, one: _Connection, source_of: _Way, sink_of: _Way) -> int:
+        """What to watch a socket for. What nobody would act upon, the selector would tell again and again."""
+        if self._frozen:
+            return 0
+        if not one.number:
+            return selectors.EVENT_WRITE if source_of is one.to_client else 0
+        events = selectors.EVENT_WRITE if sink_of.blocked else 0
+        room = _ROOM_DELAYED if self._delay else _ROOM
+        if source_of.reading and (source_of.sealed or source_of.size < room):
+            events |= selectors.EVENT_READ
+        return events
+
+    def _watch(self, sock: socket.socket, events: int, data: _Connection | None = None) -> None:
+        known = self._watched.get(sock, 0)
+        if events == known:
+            return
+        self._watched[sock] = events
+        if not events:
+            self._selector.unregister(sock)
+            del self._watched[sock]
+        elif not known:
+            self._selector.register(sock, events, data)
+        else:
+            self._selector.modify(sock, events, data)
+
+    def _is_ready(self, one: _Connection, sock: socket.socket, events: int) -> None:
+        if not one.number:
+            try:
+                sock.getpeername()
+            except OSError:  # nobody is there, as the client shall see
+                self._end(one, _finish)
+            else:
+                self.connections += 1
+                one.number = self.connections
+            return
+        source_of, sink_of = one.ways if sock is one.client else one.ways[::-1]
+        if events & selectors.EVENT_WRITE:
+            sink_of.blocked = False
+        if events & selectors.EVENT_READ:
+            try:
+                data = sock.recv(_CHUNK)
             except BlockingIOError:
                 return
-            except OSError:  # it has gone, and will be read to its end, too
-                self._shut(pipe)
-                return
-            pipe.waiting.popleft()
-            if data[sent:]:
-                pipe.waiting.appendleft((due, data[sent:]))
-            pipe.size -= sent
-            if self._drop:
-                pipe.not_before = now + self._every
-
-    def _shut(self, pipe: _Pipe) -> None:
-        """Nothing more goes this way."""
-        pipe.shut = True
-        pipe.waiting.clear()
-        pipe.size = 0
-        with contextlib.suppress(OSError):
-            pipe.sink.shutdown(socket.SHUT_WR)
-        self._end_if_over(pipe)
-
-    def _end_if_over(self, pipe: _Pipe) -> None:
-        """When nothing comes and nothing goes any more, in neither direction."""
-        back = self._pipes.get(pipe.sink)
-        if back is not None and all(one.shut and one.ended for one in (pipe, back)):
-            self._end(pipe, reset=False)
-
-    def _end_all(self, *, reset: bool, number: int | None = None) -> None:
-        for pipe in [pipe for pipe in self._pipes.values() if pipe.to_target]:
-            if number in (None, pipe.number):
-                self._end(pipe, reset=reset)
-
-    def _end(self, pipe: _Pipe, *, reset: bool) -> None:
-        for one in (pipe.source, pipe.sink):
-            if one in self._selector.get_map():
-                self._selector.unregister(one)
-            self._pipes.pop(one, None)
-            if reset:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+            except OSError:
+                data = b""
+            if data:
+                source_of.put(data)
             else:
-                with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-                    # Linux makes a reset of a close() that leaves something unread.
-                    for _ in range(_LAST_READS):
-                        if not one.recv(_READ):
-                            break
-            one.close()
+                source_of.reading = False
+                source_of.seal()
 
-    def _register_server(self) -> None:
-        self._selector.register(self._server, selectors.EVENT_READ)
+    # Taking connections, and ending them
 
-    def _stop_listening(self) -> None:
-        if self._listening:
-            self._selector.unregister(self._server)
-            self._server.close()
-            # Bound, and not listening: who connects is refused, and nobody else gets the port.
-            self._server = socket.socket()
-            self._server.setblocking(False)
-            self._server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._server.bind(("127.0.0.1", self.port))
-            self._listening = False
+    def _bind_free(self) -> socket.socket:
+        while True:
+            with contextlib.suppress(OSError):  # another one was faster
+                return self._bind(free_port())
+
+    @staticmethod
+    def _bind(port: int) -> socket.socket:
+        bound = socket.socket()
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(("127.0.0.1", port))
+            bound.setblocking(False)
+        except OSError:
+            bound.close()
+            raise
+        return bound
 
     def _listen(self) -> None:
-        if not self._listening:
-            self._server.listen()
-            self._listening = True
-            self._register_server()
+        if self._listening is None:
+            listening = self._bind(self.port)
+            listening.listen(128)
+            self._listening = listening
 
-    def _restore(self) -> None:
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            for client in self._arrived():  # they were there before
+                self._connect(client)
+            self._watch(self._listening, 0)
+            self._listening.close()
+            self._listening = None
+
+    def _arrived(self) -> Iterator[socket.socket]:
+        """Those that the system has taken."""
+        while self._listening is not None:
+            try:
+                client, _ = self._listening.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:  # it has left
+                continue
+            client.setblocking(False)
+            yield client
+
+    def _connect(self, client: socket.socket) -> None:
+        target = socket.socket()
+        target.setblocking(False)
+        target.connect_ex(("127.0.0.1", self._target))  # what came of it, it tells when it is ready
+        one = _Connection(client, target)
+        for sock in (client, target):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._silent:
-            self._end_all(reset=False)
-        self._set(silent=False, frozen=False, delay=0.0, drop=0, every=0.0)
-        self._listen()
+            for way in one.ways:
+                way.drop()
+        self._connections.append(one)
+
+    def _chosen(self, number: int | None) -> list[_Connection]:
+        return [one for one in self._connections if number in (None, one.number)]
+
+    def _end_all(self, number: int | None, how: Callable[[socket.socket], None]) -> None:
+        for one in self._chosen(number):
+            self._end(one, how)
+        if number is None:
+            for client in self._arrived():
+                how(client)
+
+    def _end(self, one: _Connection, how: Callable[[socket.socket], None]) -> None:
+        self._connections.remove(one)
+        for sock in (one.client, one.target):
+            self._watch(sock, 0)
+            how(sock)
+
+
+def _finish(sock: socket.socket) -> None:
+    """Close it with a FIN."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+        # To close what was not read is a RST. Who goes on sending gets one anyway.
+        for _ in range(256):
+            if not sock.recv(_CHUNK):
+                break
+    sock.close()
+
+
+def _reset(sock: socket.socket) -> None:
+    """Close it with a RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
