@@ -40,17 +40,26 @@ def programs() -> Path | None:
     return Path(found).resolve().parent if found else None
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on.
+#: Where ports are taken from: not the system's range for outgoing connections, since a client that dials such
+#: a port again and again while its node is down gets connected to itself, sooner or later.
+_PORTS = os.environ.get("TEST_PORTS", "20000-30000")
+_given: set[int] = set()
 
-    Not from the range that the system gives to outgoing connections: a client that dials such a port again
-    and again while its node is down gets connected to itself, sooner or later.
+
+def free_port() -> int:
+    """A loopback port that nobody listens on, and that this process was not given before.
+
+    A node takes seconds to listen, and one that is killed leaves its port for a while: whoever runs beside
+    this process is kept off by a range of its own, ``TEST_PORTS=20000-25000`` in the environment.
     """
+    first, _, last = _PORTS.partition("-")
     while True:
-        port = random.randrange(20000, 30000)
+        port = random.randrange(int(first), int(last))
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _given or len(_given) > (int(last) - int(first)) // 2:
+                _given.add(port)
+                return port
 
 
 def name_of(port: int) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -101,7 +102,7 @@ def parts_for(versions: Sequence[str]) -> list[Part]:
     return parts
 
 
-def run_part(part: Part, python: str, making: threading.Lock) -> tuple[int, str]:
+def run_part(part: Part, python: str, making: threading.Lock, ports: queue.Queue[str]) -> tuple[int, str]:
     """Make the environment for one Python, one at a time, and run pytest in it; exit code and output."""
     venv = f".venvs/{part.version}"
     with making:
@@ -109,13 +110,16 @@ def run_part(part: Part, python: str, making: threading.Lock) -> tuple[int, str]
     if code:
         return code, output
     pytest = (f"{venv}/bin/python", "-m", "pytest", "-p", "no:cacheprovider")
-    code, told = _run(*pytest, *part.arguments, *sys.argv[1:])
+    own = ports.get()
+    code, told = _run(*pytest, *part.arguments, *sys.argv[1:], ports=own)
+    ports.put(own)
     return code, output + told
 
 
-def _run(*command: str) -> tuple[int, str]:
+def _run(*command: str, ports: str = "") -> tuple[int, str]:
     done = subprocess.run(
         command,
+        env={**os.environ, **({"TEST_PORTS": ports} if ports else {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -134,9 +138,12 @@ def main() -> int:
     failed = set()
     began = time.monotonic()
     making = {version: threading.Lock() for version in pythons}
+    ports: queue.Queue[str] = queue.Queue()  # a range for each of those that run at a time
+    for number in range(_AT_A_TIME):
+        ports.put(f"{20000 + 5000 * number}-{25000 + 5000 * number}")
     with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
         runs = {
-            pool.submit(run_part, part, pythons[part.version], making[part.version]): part
+            pool.submit(run_part, part, pythons[part.version], making[part.version], ports): part
             for part in parts_for(list(pythons))
         }
         for run in concurrent.futures.as_completed(runs):
