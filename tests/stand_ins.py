@@ -1,10 +1,13 @@
-"""Stand-ins for time and for connections, for what nothing real can show."""
+"""Stand-ins for time, for connections and for peers, for what nothing real can show."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flask_pika.errors import BrokerUnavailable
@@ -119,3 +122,24 @@ class StandInChannel:
             return self.result
 
         return method
+
+
+@contextlib.contextmanager
+def peer(*answers: bytes) -> Iterator[int]:
+    """Something else on a port: it answers whatever comes with these bytes in turn, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken, _ = server.accept()
+                    with taken, contextlib.suppress(OSError):
+                        for answer in answers:
+                            taken.recv(4096)
+                            taken.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)

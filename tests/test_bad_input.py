@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import ssl
 import threading
 import time
@@ -28,31 +27,11 @@ from flask_pika import (
     VirtualHostRefused,
 )
 from tests.conftest import make_app
+from tests.stand_ins import peer
 from tools.rabbitmq_node import RabbitMQNode, free_port
 
 SECRET = "s3cret-password"
 HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
-
-
-@contextlib.contextmanager
-def peer(*answers: bytes) -> Iterator[int]:
-    """Something else on a port: it answers whatever comes with these bytes in turn, and hangs up."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    taken, _ = server.accept()
-                    with taken, contextlib.suppress(OSError):
-                        for answer in answers:
-                            taken.recv(4096)
-                            taken.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
 
 
 def refused(

@@ -31,6 +31,10 @@ from .nodes import Node
 
 logger = logging.getLogger("flask_pika.connection")
 
+#: The other side's word against it. TLS 1.3 is agreed on before a client's certificate is looked at: pika has
+#: only the text left of what comes then.
+_ALERT = re.compile(r"\[SSL: (\w+_ALERT_\w+)\]")
+
 
 def connection_name(app_name: str) -> str:
     """What an operator reads in RabbitMQ's list of connections: the app, the host, the process."""
@@ -177,11 +181,17 @@ def explain(exc: BaseException, tls: bool) -> Failure:
     if isinstance(exc, ssl.SSLCertVerificationError):
         reason = f"TLS: the broker's certificate is not accepted ({exc.verify_message})"
         return Failure(reason, TLSRefused)
-    if isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError):
+    if tls and (alert := _ALERT.search(text)):
+        reason = f"TLS: the broker refused ({alert[1]}); does it want a client certificate, or another one?"
+        return Failure(reason, TLSRefused)
+    if isinstance(exc, ssl.SSLEOFError):
+        return Failure("the connection was lost while TLS was agreed on")
+    if isinstance(exc, ssl.SSLError):
         reason = f"TLS failed ({exc.reason or text}); is this the broker's TLS port?"
         return Failure(reason, TLSRefused)
     if isinstance(exc, pika_errors.IncompatibleProtocolError):
-        tls_hint = "" if tls else ", and one without TLS"
+        # Hanging up may overtake an alert about the client's certificate.
+        tls_hint = ", and is a client certificate wanted" if tls else ", and one without TLS"
         return Failure(
             "what listens there hung up, or answered, without speaking AMQP 0-9-1"
             f" (is this the broker's AMQP port{tls_hint}?)",
