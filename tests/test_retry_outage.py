@@ -389,7 +389,7 @@ def test_a_broker_that_is_killed_between_copy_and_ack_has_both(
 def test_a_broker_that_is_killed_while_messages_wait_brings_each_again_once(
     fragile_node: RabbitMQNode, ledger: Ledger, kind: str
 ) -> None:
-    delay = 3.0
+    delay = 10.0  # longer than it takes to see that all wait, and to kill the broker
     shop = Shop(fragile_node, ledger, kind, Retry(attempts=2, delay=delay))
     with shop.works() as worker:
         ids = shop.publish([f"{n} fails:1" for n in range(10)])
