@@ -48,6 +48,20 @@ def test_what_is_neither_python_nor_at_a_prompt_is_looked_at_by_name() -> None:
     }
 
 
+def assert_they_pass(number: int, place: Path) -> None:
+    """So many tests that a page shows pass, in a process of their own, with warnings as errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{number} passed" in done.stdout
+
+
 @pytest.mark.parametrize(*runs("README.md"), indirect=True)
 def test_the_readmes_example_works_as_it_stands(
     page: Page, node: RabbitMQNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -237,16 +251,7 @@ def test_the_quickstarts_tests_pass_as_they_stand(page: Page, tmp_path: Path) ->
     assert len([line for line in app.splitlines() if line]) <= 10, "ten lines to a published message"
     (tmp_path / "app.py").write_text(app + consumer)
     (tmp_path / "test_app.py").write_text(tests)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
+    assert_they_pass(2, tmp_path)
 
 
 @pytest.mark.parametrize(*runs("docs/migrating.md"), indirect=True)
@@ -305,16 +310,7 @@ def test_the_small_app_of_the_testing_page_and_its_tests_work_as_they_stand(
     )
     (tmp_path / "shop.py").write_text(app_block)
     (tmp_path / "test_shop.py").write_text(tests_block + make + recording + "\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+    assert_they_pass(4, tmp_path)
 
 
 #: What the consuming page leaves to its reader.
@@ -373,16 +369,7 @@ def test_the_consuming_pages_examples_work_as_they_stand(page: Page, tmp_path: P
     handler += '    if order["item"] is None:\n        raise Reject("no item")\n'
     (tmp_path / "shop.py").write_text("\n\n".join([SHOP, handler, manual, batch]))
     (tmp_path / "test_shop.py").write_text("\n\n".join([log, TESTS_OF_THE_SHOP, test, test_with_broker]))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert_they_pass(3, tmp_path)
 
 
 @pytest.mark.parametrize(*runs("docs/topology.md"), indirect=True)
@@ -454,16 +441,7 @@ def test_the_retries_pages_examples_work_as_they_stand(page: Page, tmp_path: Pat
     handler, limit, tests = page.take(3)
     (tmp_path / "mail.py").write_text("\n\n".join([MAIL, handler, limit]))
     (tmp_path / "test_mail.py").write_text("\n\n".join([TESTS_OF_THE_MAIL, tests]))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert_they_pass(3, tmp_path)
 
 
 def test_the_pytest_plugin_does_nothing_until_it_is_asked(tmp_path: Path) -> None:
