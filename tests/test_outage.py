@@ -13,11 +13,14 @@ from pika import exceptions as pika_errors
 
 from flask_pika import BrokerUnavailable, Pika, PoolTimeout
 from tests.conftest import make_app, wait_for
+from tools.proxy import Proxy
 from tools.rabbitmq_node import RabbitMQNode, free_port
 
 #: What a loaded machine may add to a deadline. The bounds that are tested are shorter than what would happen
 #: without them.
 SLACK = 5.0
+#: Class and method, AMQP 0-9-1, section 1.5.2.1.
+_CHANNEL_OPEN = b"\x00\x14\x00\x0a"
 
 
 def publish(fpika: Pika) -> None:
@@ -241,6 +244,36 @@ def test_a_broker_that_takes_the_connection_and_opens_no_channel_is_unavailable(
             fpika.channel(timeout=0.5)
         assert time.monotonic() - began < 0.5 + SLACK
     publish(fpika)
+
+
+class _CutsAtChannelOpen(Proxy):
+    """Cuts so many connections in the moment in which a channel is asked for."""
+
+    times = 0
+
+    def passes(self, connection: int, to_target: bool, data: bytes) -> None:
+        if self.times and to_target and _CHANNEL_OPEN in data:
+            self.times -= 1
+            self.cut(connection)
+
+
+def test_a_network_that_fails_while_a_channel_is_opened_is_tried_once_more(
+    node: RabbitMQNode, both_ways: str
+) -> None:
+    with _CutsAtChannelOpen(node.port) as proxy:
+        _app, fpika = make_app(
+            {**node.params, "port": proxy.port}, {"pool_size": 2, "confirm_delivery": True}
+        )
+        proxy.times = 1
+        publish(fpika)
+        assert proxy.connections == 2
+        with fpika.channel():  # which works, and another one, which is opened
+            proxy.times = 2
+            with pytest.raises(BrokerUnavailable, match="no channel could be opened"):
+                fpika.channel(timeout=10)
+        assert proxy.connections == 4
+        all_slots_work(fpika, 2)
+        fpika.close()
 
 
 def test_a_blocked_broker_ends_a_call_at_the_blocked_connection_timeout(fragile_node: RabbitMQNode) -> None:

@@ -125,6 +125,17 @@ class Slot:
             raise
 
     def _open_anew(self, deadline: float) -> None:
+        try:
+            self._open_both(deadline)
+        except BrokerUnavailable as exc:
+            if not isinstance(exc.__cause__, pika_errors.StreamLostError):
+                raise
+            # The network failed between the two. That refuses nobody, and all nodes may be there: once more.
+            logger.debug("a new connection was lost before its channel was open: %s", exc)
+            self.abandon()
+            self._open_both(deadline)
+
+    def _open_both(self, deadline: float) -> None:
         self._connection, self._node = self._dial(deadline)
         self._arrivals = pika_internals.arrivals(self._connection)
         self._pid = os.getpid()
@@ -168,6 +179,9 @@ class Slot:
         try:
             with pika_internals.bounded(connection, SERVE):  # it writes, too, and a frozen peer reads nothing
                 connection.process_data_events(0)
+                # Where the end of a channel was still to be dealt with, that was all, and nothing was read.
+                if connection.is_open:
+                    connection.process_data_events(0)
         except Exception as exc:
             # A lost connection, mostly. What a callback raised that some borrower left is no better.
             logger.debug("an idle connection was lost: %r", exc)
