@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import select
+import socket
 import sys
 import threading
 import weakref
@@ -103,7 +104,6 @@ def test_unpooled_a_return_closes_the_connection(everyday: Node, both_ways: str)
 
 def test_an_operator_recognises_the_connections(everyday: Node) -> None:
     import os
-    import socket
 
     _app, fpika = make_app(everyday.params, POOL, name="webshop")
     with fpika.channel():
@@ -370,6 +370,23 @@ def test_a_view_that_raises_loses_no_channel(everyday: Node) -> None:
     for _ in range(5):
         assert app.test_client().get("/fail").status_code == 500
     assert (fpika.stats().opened, fpika.stats().in_use) == (1, 0)
+
+
+@pytest.mark.parametrize("end", [leave_closed_by_404, leave_confirm_mode], ids=["404", "confirm mode"])
+def test_a_connection_that_ended_is_not_lent_whatever_became_of_a_channel_on_it(
+    everyday: Node, queue: str, both_ways: str, end: Callable[[Any, str], None]
+) -> None:
+    # Pika keeps a channel's end to be dealt with, and then returns before it has read anything.
+    _app, fpika = make_app(everyday.params, {"pool_size": 1})
+    with fpika.channel() as ch:
+        end(ch, queue)
+    with fpika.channel() as ch:
+        sock = ch.__dict__["_slot"].channel.connection._impl._transport._sock
+        assert fpika.stats().opened == 1
+        sock.shutdown(socket.SHUT_RDWR)
+    with fpika.channel() as ch:
+        ch.queue_declare(queue, passive=True)
+    assert fpika.stats().opened == 2
 
 
 def test_a_long_app_context_remembers_only_what_is_lent(everyday: Node) -> None:
