@@ -182,9 +182,6 @@ class Slot:
                 # Where the end of a channel was still to be dealt with, that was all, and nothing was read.
                 if connection.is_open:
                     connection.process_data_events(0)
-                # Where the end of a channel was still to be dealt with, that was all, and nothing was read.
-                if connection.is_open:
-                    connection.process_data_events(0)
         except Exception as exc:
             # A lost connection, mostly. What a callback raised that some borrower left is no better.
             logger.debug("an idle connection was lost: %r", exc)
