@@ -2,74 +2,123 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
-from .rabbitmq_node import NodeError, RabbitMQNode, free_port, name_of
+from .rabbitmq_node import Epmd, NodeError, RabbitMQNode, free_port, name_of, uninterrupted
 
+_T = TypeVar("_T")
 _WHOLE_TIMEOUT = 90.0
+_ANSWER_TIMEOUT = 30.0
 
-#: Whether all nodes run, each quorum queue has a leader, and all its members are there.
-_IS_WHOLE = """
-    Nodes = lists:sort([{nodes}]),
-    Queues = [Q || Q <- rabbit_amqqueue:list(), amqqueue:get_type(Q) =:= rabbit_quorum_queue],
-    lists:sort(rabbit_nodes:all_running()) =:= Nodes andalso lists:all(fun(Q) ->
-        Info = rabbit_quorum_queue:info(Q, [leader, members, online]),
-        lists:member(proplists:get_value(leader, Info), Nodes) andalso
-        length(proplists:get_value(members, Info)) =:= length(proplists:get_value(online, Info))
-    end, Queues).
+#: How nodes find each other when they first start. The first one looks for nobody, and the others ask it
+#: alone. Were all to ask all, the first would try the others for 5 s before it begins by itself (RabbitMQ
+#: 3.10.8); and had it less patience, so would the others have, who then may begin by themselves.
+_PEERS = """
+cluster_formation.peer_discovery_backend = classic_config
+cluster_formation.classic_config.nodes.1 = {first}
+cluster_formation.classic_config.nodes.2 = {own}
+cluster_formation.discovery_retry_limit = 600
+cluster_formation.discovery_retry_interval = 100
+cluster_formation.internal_lock_retries = 100
 """
-#: Where the leader of a quorum queue is, as its members have it, or of a classic queue.
+#: False, or a number for what this node knows: it sees all others running, and none that it was parted from;
+#: each quorum queue has all its members; and who leads it. All nodes must say the same.
+_KNOWS = """
+    Nodes = lists:sort([{nodes}]),
+    Queues = [{{Q, rabbit_quorum_queue:info(Q, [members, online])}}
+              || Q <- rabbit_amqqueue:list(), amqqueue:get_type(Q) =:= rabbit_quorum_queue],
+    Are_there = fun({{_, [{{_, Members}}, {{_, Online}}]}}) -> length(Members) =:= length(Online) end,
+    case lists:sort(rabbit_nodes:all_running()) =:= Nodes
+        andalso rabbit_node_monitor:partitions() =:= []
+        andalso lists:all(Are_there, Queues)
+    of
+        false -> false;
+        true -> erlang:phash2(lists:sort([begin
+            {{Name, _}} = amqqueue:get_pid(Q),
+            {{_, Leader}} = ra_leaderboard:lookup_leader(Name),
+            {{Name, Leader}}
+        end || {{Q, [{{_, Members}}, _]}} <- Queues, length(Members) =:= length(Nodes)]))
+    end.
+"""
+#: Where the leader of a quorum queue is, as this node knows, or of a classic queue. Others are asked only
+#: where it has no member, and knows nothing: one that is frozen does not answer.
 _LEADER = """
-    {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),
+    {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, {queue})),
     case amqqueue:get_pid(Q) of
-        {{Name, _}} -> {{ok, _, {{_, Leader}}}} = ra:members([{{Name, N}} || N <- [{nodes}]]), Leader;
+        {{Name, _}} ->
+            {{_, Leader}} = case ra_leaderboard:lookup_leader(Name) of
+                undefined -> element(3, ra:members([{{Name, Node}} || Node <- [{nodes}]]));
+                Known -> Known
+            end,
+            Leader;
         Pid -> node(Pid)
     end.
+"""
+#: Whether this node holds a connection that gave itself a name with this in it.
+_HOLDS = """
+    Names = [Name || {{_, Info}} <- ets:tab2list(connection_created),
+                     {{<<"connection_name">>, _, Name}} <- proplists:get_value(client_properties, Info, [])],
+    lists:any(fun(Name) -> binary:match(Name, {part}) =/= nomatch end, Names).
 """
 
 
 class RabbitMQCluster:
-    """So many nodes, in a ``with`` block. What is partitioned is not looked after: here is no network.
+    """So many nodes, in a ``with`` block; or ``start()`` and ``remove()`` it.
 
-    They find each other by their configuration, and start at the same time.
+    :param config: further lines for ``rabbitmq.conf``, of each node.
+    :param partitions: what a node does that sees others no more. With ``pause_minority``, as clusters of
+        three are run, one that was frozen for longer than ``net_ticktime``, 60 s, joins the others again by
+        itself; with RabbitMQ's default, ``ignore``, it stays apart until somebody starts it again. And a node
+        that is left without a majority sends its clients away, where with ``ignore`` it takes what they
+        publish to quorum queues, and confirms nothing.
     """
 
-    def __init__(self, size: int = 3, config: str = "") -> None:
-        ports: list[int] = []
-        while len(ports) < size:
-            ports = list({*ports, free_port()})
-        peers = [
-            f"cluster_formation.classic_config.nodes.{n} = {name_of(port)}" for n, port in enumerate(ports, 1)
+    def __init__(self, size: int = 3, config: str = "", *, partitions: str = "pause_minority") -> None:
+        self._epmd = Epmd()
+        cookie = secrets.token_hex(16)
+        ports = [free_port() for _ in range(size)]
+        lines = f"cluster_partition_handling = {partitions}\n{config}\n"
+        first = name_of(ports[0])
+        peers = ["", *(_PEERS.format(first=first, own=name_of(port)) for port in ports[1:])]
+        self.nodes = [
+            RabbitMQNode(lines + known, port=port, cookie=cookie, epmd=self._epmd)
+            for port, known in zip(ports, peers, strict=True)
         ]
-        lines = "\n".join(["cluster_formation.peer_discovery_backend = classic_config", *peers, config])
-        shared = {"cookie": secrets.token_hex(16), "epmd_port": free_port()}
-        self.nodes = [RabbitMQNode(lines, port=port, **shared) for port in ports]  # type: ignore[arg-type]
+        self._names = ",".join(f"'{node.name}'" for node in self.nodes)
 
     def start(self) -> RabbitMQCluster:
         """Start all nodes at once, and wait until they are a cluster."""
-        self.start_nodes(self.nodes)
+        self.start_nodes()
         self.wait_until_whole()
         return self
 
-    @staticmethod
-    def start_nodes(nodes: Iterable[RabbitMQNode]) -> None:
-        """Start these at the same time: one that went after another waits for it when it comes back."""
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(RabbitMQNode.start, nodes))
+    def start_nodes(self, nodes: Iterable[RabbitMQNode] | None = None) -> None:
+        """Start these nodes, or all that do not run, at the same time, and wait until they speak AMQP.
+
+        One that did not go last has to wait, when it comes back, for one that went later: started one
+        after another, the first of them may wait in vain.
+        """
+        down = [node for node in (self.nodes if nodes is None else nodes) if not node.is_running]
+        for node in down:
+            node.launch()
+        for node in down:
+            node.wait_until_up()
 
     def remove(self) -> None:
         """End all nodes, and delete what they wrote."""
-        for node in self.nodes:
-            node.remove()
+        with uninterrupted(), contextlib.ExitStack() as stack:  # each, even where another cannot be ended
+            stack.callback(self._epmd.stop)
+            for node in self.nodes:
+                stack.callback(node.remove)
 
     def __enter__(self) -> RabbitMQCluster:
         try:
             return self.start()
-        except BaseException:
+        except BaseException:  # a Ctrl-C while it starts, too
             self.remove()
             raise
 
@@ -81,36 +130,76 @@ class RabbitMQCluster:
         return self.running().ctl(*args)
 
     def running(self) -> RabbitMQNode:
-        """Any node that runs."""
-        for node in self.nodes:
-            if node.is_running:
+        """Any node that runs, and one that serves clients rather than one that does not."""
+        awake = self._awake()
+        for node in awake:
+            if node.speaks_amqp():
                 return node
+        if awake:
+            return awake[0]
         raise NodeError("no node of the cluster runs")
 
     def wait_until_whole(self) -> None:
-        """Wait until all nodes run, know each other, and each quorum queue has all its members."""
-        question = _IS_WHOLE.format(nodes=self._names())
-        deadline = time.monotonic() + _WHOLE_TIMEOUT
-        answer = ""
-        while answer != "true":
-            if time.monotonic() > deadline:
-                raise NodeError(f"the cluster does not become whole: {answer}\n{self.ctl('cluster_status')}")
-            with contextlib.suppress(NodeError):  # it is asked about what is not there yet
-                answer = self.ctl("eval", question).strip()
+        """Wait until all nodes run and see each other, and each quorum queue has all its members."""
+        _within(_WHOLE_TIMEOUT, self._look_whether_whole, "the cluster does not become whole")
 
     def leader_of(self, queue: str) -> RabbitMQNode:
-        """The node that leads a queue."""
-        name = self.ctl("eval", _LEADER.format(queue=queue, nodes=self._names())).strip()
-        return next(node for node in self.nodes if node.name == name.strip("'"))
+        """The node that leads a queue. If its leader is gone, that is waited for until there is another."""
+
+        question = _LEADER.format(queue=_binary(queue), nodes=self._names)
+
+        def leader() -> RabbitMQNode:
+            name = self.running().evaluate(question, 10)
+            found = next(node for node in self.nodes if node.name == name.strip("'"))
+            if not found.is_running:
+                raise NodeError(f"the leader is said to be {found.name}, which does not run")
+            # A member may not have heard of an election yet.
+            if not found.is_frozen and found.evaluate(question, 10) != name:
+                raise NodeError(f"the leader is said to be {found.name}, which does not say so")
+            return found
+
+        return _within(_ANSWER_TIMEOUT, leader, f"nobody leads the queue {queue!r}")
 
     def holder_of(self, connection: str) -> RabbitMQNode | None:
-        """The node that has a connection that gave itself a name with this in it."""
-        for line in self.ctl("list_connections", "port", "client_properties").splitlines():
-            port, _, properties = line.partition("\t")
-            _, _, name = properties.partition('"connection_name","')
-            if connection in name.partition('"')[0]:
-                return next(node for node in self.nodes if str(node.port) == port)
+        """The node that has a connection that gave itself a name with this in it.
+
+        Nodes that are frozen are not asked.
+        """
+        for node in self._awake():
+            with contextlib.suppress(NodeError):  # it starts, or is paused: it holds none
+                if node.evaluate(_HOLDS.format(part=_binary(connection)), 10) == "true":
+                    return node
         return None
 
-    def _names(self) -> str:
-        return ",".join(f"'{node.name}'" for node in self.nodes)
+    def _awake(self) -> list[RabbitMQNode]:
+        return [node for node in self.nodes if node.is_running and not node.is_frozen]
+
+    def _look_whether_whole(self) -> None:
+        known = set()
+        for node in self.nodes:
+            if not node.is_running:
+                raise NodeError(f"{node.name} does not run\n{node.log_tail()}")
+            known.add(node.evaluate(_KNOWS.format(nodes=self._names), 10))
+            if "false" in known:
+                raise NodeError(
+                    f"{node.name} misses a node, or a member of a quorum queue\n{node.log_tail()}"
+                )
+        if len(known) > 1:
+            raise NodeError("the nodes do not agree about who leads which quorum queue")
+
+
+def _binary(text: str) -> str:
+    """A text in Erlang, whatever is in it."""
+    return f"<<{','.join(map(str, text.encode()))}>>"
+
+
+def _within(seconds: float, look: Callable[[], _T], otherwise: str) -> _T:
+    """What ``look`` finds, which raises a NodeError while it finds nothing."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return look()
+        except NodeError as exc:
+            if time.monotonic() > deadline:
+                raise NodeError(f"{otherwise}: {exc}") from exc
+        time.sleep(0.05)

@@ -24,6 +24,7 @@ _PLACES = (
     Path("/usr/local/opt/rabbitmq/sbin"),
 )
 _START_TIMEOUT = 90.0
+_END_TIMEOUT = 60.0
 
 
 class NodeError(Exception):
@@ -67,6 +68,12 @@ def name_of(port: int) -> str:
     return f"flask-pika-{port}@localhost"
 
 
+def _erlang(program: str) -> str | None:
+    """Where one of Erlang's own programs is; not every distribution has all of them in the PATH."""
+    found = map(str, Path("/usr/lib/erlang").glob(f"erts-*/bin/{program}"))
+    return shutil.which(program) or next(found, None)
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold back what ends a program, which could strike between a process's start and the note of it."""
@@ -88,12 +95,50 @@ def uninterrupted() -> Iterator[None]:
         signal.raise_signal(late)
 
 
+class Epmd:
+    """The directory in which nodes find each other, on a port of its own: ``start()`` and ``stop()`` it.
+
+    A node that finds none starts one, but as a daemon: nobody knows its process, and it refuses to end
+    while it has not noticed that its nodes have.
+    """
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, unless it runs, and wait until it listens: else a node would start one, too."""
+        program = _erlang("epmd")
+        if program is None or (self._process is not None and self._process.poll() is None):
+            return
+        with uninterrupted():
+            self._process = subprocess.Popen(
+                [program, "-port", str(self.port), "-address", "127.0.0.1"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not _accepts(self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise NodeError(f"epmd did not start on port {self.port}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(_END_TIMEOUT)
+
+
 class RabbitMQNode:
     """One node. ``start()`` it, or use it in a ``with`` block; ``remove()`` ends it and deletes its data.
 
     :param config: further lines for ``rabbitmq.conf``.
-    :param port: where it listens; None: any that is free. With a ``cookie`` in common, the password for each
-        other, and ``epmd_port``, their directory's, nodes find each other: see ``rabbitmq_cluster.py``.
+    :param port: where it listens; None: any that is free.
+    :param cookie: the password of nodes for each other; with one in common, and with the same ``epmd``, nodes
+        find each other: see ``rabbitmq_cluster.py``. It is for them to stop such an ``epmd``.
     """
 
     def __init__(
@@ -102,7 +147,7 @@ class RabbitMQNode:
         *,
         port: int | None = None,
         cookie: str | None = None,
-        epmd_port: int | None = None,
+        epmd: Epmd | None = None,
     ) -> None:
         place = programs()
         if place is None:
@@ -110,12 +155,14 @@ class RabbitMQNode:
         self._programs = place
         self._home = Path(tempfile.mkdtemp(prefix="flask-pika-node-"))
         self.port = port or free_port()
-        self._epmd_port = epmd_port or free_port()
+        self._epmd = epmd or Epmd()
+        self._has_own_epmd = epmd is None
         self.name = name_of(self.port)
         if cookie is not None:
             (self._home / ".erlang.cookie").write_text(cookie)
             (self._home / ".erlang.cookie").chmod(0o400)
         self._process: subprocess.Popen[bytes] | None = None
+        self.is_frozen = False
         (self._home / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n{config}\n")
         (self._home / "enabled_plugins").write_text("[].\n")
         self._env = {
@@ -133,7 +180,7 @@ class RabbitMQNode:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             "ERL_CRASH_DUMP_SECONDS": "0",  # no dump in the working directory, when it is killed as it starts
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_PORT": str(self._epmd.port),
         }
 
     @property
@@ -152,6 +199,15 @@ class RabbitMQNode:
 
     def start(self) -> RabbitMQNode:
         """Start the node, with the data that it has, and wait until it speaks AMQP."""
+        self.launch()
+        self.wait_until_up()
+        return self
+
+    def launch(self) -> None:
+        """Start the node, unless it runs, and do not wait for it: for nodes that wait for each other."""
+        if self.is_running:
+            return
+        self._epmd.start()
         with (self._home / "output.log").open("ab") as output, uninterrupted():
             self._process = subprocess.Popen(
                 [self._programs / "rabbitmq-server"],
@@ -161,12 +217,14 @@ class RabbitMQNode:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C at the terminal is for the program that uses it
             )
+
+    def wait_until_up(self) -> None:
+        """Wait until it speaks AMQP."""
         deadline = time.monotonic() + _START_TIMEOUT
-        while not self._speaks_amqp():
+        while not self.speaks_amqp():
             if not self.is_running or time.monotonic() > deadline:
-                raise NodeError(f"RabbitMQ did not start:\n{self._log_tail()}")
+                raise NodeError(f"RabbitMQ did not start:\n{self.log_tail()}")
             time.sleep(0.05)
-        return self
 
     def kill(self) -> None:
         """Kill it as ``kill -9`` does: connections end without a word, what was not on disk is gone."""
@@ -186,25 +244,51 @@ class RabbitMQNode:
     def frozen(self) -> Iterator[None]:
         """Stop its clock: it answers nothing and closes nothing, as a host that is stuck."""
         self._signal(signal.SIGSTOP)
+        self.is_frozen = True
         try:
             self._wait_until_stopped()
             yield
         finally:
+            self.is_frozen = False
             self._signal(signal.SIGCONT)
 
     def ctl(self, *args: str) -> str:
         """What ``rabbitmqctl`` says to these arguments."""
-        done = subprocess.run(
-            [self._programs / "rabbitmqctl", "--quiet", "-n", self.name, *args],
-            env=self._env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return self._run([str(self._programs / "rabbitmqctl"), "--quiet", "-n", self.name, *args])
+
+    def evaluate(self, expression: str, timeout: float = 60.0) -> str:
+        """What an Erlang expression, with its full stop, comes to in the node: an atom or a number, as text.
+
+        Where Erlang's ``erl_call`` is, that takes milliseconds, and half a second of a whole processor with
+        ``rabbitmqctl eval``. The two write strings and binaries differently.
+        """
+        program = _erlang("erl_call")
+        if program is None:
+            return self._run(
+                [str(self._programs / "rabbitmqctl"), "--quiet", "-n", self.name, "eval", expression],
+                timeout=timeout,
+            ).strip()
+        said = self._run([program, "-sname", self.name, "-e"], f"{expression.strip()}\n", timeout)
+        if not said.startswith("{ok, "):
+            raise NodeError(f"{self.name}: {expression.strip()}: {said}")
+        return said.strip()[len("{ok, ") : -1]
+
+    def _run(self, command: list[str], written: str = "", timeout: float = 60.0) -> str:
+        shown = " ".join([Path(command[0]).name, *command[1:]])
+        try:
+            done = subprocess.run(
+                command,
+                env=self._env,
+                input=written,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise NodeError(f"{shown}: no answer in {timeout:.0f} s\n{self.log_tail()}") from exc
         if done.returncode:
-            raise NodeError(f"rabbitmqctl {' '.join(args)}: {done.stdout}{done.stderr}")
+            raise NodeError(f"{shown}: {done.stdout}{done.stderr}")
         return done.stdout
 
     def sync(self) -> None:
@@ -216,7 +300,7 @@ class RabbitMQNode:
         Of a quorum queue it has written more than its name, half a second later: killed before that, it has a
         queue that takes nothing.
         """
-        self.ctl("eval", "mnesia:sync_log(), [ok = dets:sync(Table) || Table <- dets:all()].")
+        self.evaluate("mnesia:sync_log(), [ok = dets:sync(Table) || Table <- dets:all()], done.")
 
     def connections(self) -> list[str]:
         """The names that open connections gave themselves."""
@@ -233,19 +317,12 @@ class RabbitMQNode:
 
     def remove(self) -> None:
         """End it, whatever state it is in, and delete all that it wrote."""
-        if self.is_running:
-            self._signal(signal.SIGCONT)
+        try:
             self.kill()
-        epmd = shutil.which("epmd") or next(map(str, Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None)
-        if epmd is not None:
-            subprocess.run(
-                [epmd, "-port", str(self._epmd_port), "-kill"],
-                env=self._env,
-                capture_output=True,
-                timeout=30,
-                check=False,
-            )
-        shutil.rmtree(self._home, ignore_errors=True)
+        finally:
+            if self._has_own_epmd:
+                self._epmd.stop()
+            shutil.rmtree(self._home, ignore_errors=True)
 
     def __enter__(self) -> RabbitMQNode:
         try:
@@ -258,8 +335,9 @@ class RabbitMQNode:
         self.remove()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
-            # Its session: the node and its helpers, nothing else.
+        if self._process is not None:
+            # Its session: the shell that started it, and the node, which may outlive that. It has helpers in
+            # sessions of their own, which end with it.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
@@ -280,28 +358,35 @@ class RabbitMQNode:
                     yield fields[0]
 
     def _wait(self) -> None:
+        """Wait until all of its session has ended, and nobody listens at its port."""
         if self._process is None:
             return
-        self._process.wait(timeout=60)
-        # That was the shell that started it. The node itself is gone when its port is.
-        deadline = time.monotonic() + 60
-        while self._accepts():
+        deadline = time.monotonic() + _END_TIMEOUT
+        while self.is_running or _accepts(self.port) or any(state not in "ZX" for state in self._states()):
             if time.monotonic() > deadline:
-                raise NodeError("RabbitMQ does not end")
+                self._signal(signal.SIGKILL)  # what comes next must not find half of it
+                raise NodeError(f"RabbitMQ does not end:\n{self.log_tail()}")
             time.sleep(0.01)
+        self._process = None  # the number may soon be another's
+        self.is_frozen = False
 
-    def _accepts(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
-
-    def _speaks_amqp(self) -> bool:
+    def speaks_amqp(self) -> bool:
+        """Whether it is there for clients: neither frozen, nor paused since it sees no majority."""
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as peer:
             peer.sendall(b"AMQP\x00\x00\x09\x01")  # AMQP 0-9-1, section 4.2.2: the protocol header
             return peer.recv(1) == b"\x01"  # a method frame: Connection.Start
         return False
 
-    def _log_tail(self) -> str:
-        with contextlib.suppress(OSError):
-            return "\n".join((self._home / "output.log").read_text(errors="replace").splitlines()[-25:])
-        return "(no log)"
+    def log_tail(self) -> str:
+        """The end of what the node has said and logged, for errors."""
+        lines = []
+        for path in (self._home / "output.log", self._home / "log" / f"{self.name}.log"):
+            with contextlib.suppress(OSError):
+                lines += path.read_text(errors="replace").splitlines()[-25:]
+        return "\n".join(lines) or "(no log)"
+
+
+def _accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
