@@ -26,7 +26,9 @@ from flask_pika import (
     TLSRefused,
     VirtualHostRefused,
 )
+from flask_pika.connecting import explain
 from tests.conftest import make_app
+from tests.faults.peers import FOUR_GIGABYTES, Impostor, Script
 from tests.stand_ins import peer
 from tools.rabbitmq_node import RabbitMQNode, free_port
 
@@ -179,7 +181,44 @@ def test_a_header_that_promises_four_gigabytes(caplog: pytest.LogCaptureFixture)
             fpika.channel(timeout=2)
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_a_frame_that_is_longer_than_agreed_is_not_waited_for(stage: int) -> None:
+    with Impostor([Script(FOUR_GIGABYTES + b"x" * 1000, stage)]) as impostor:
+        params = {"host": "127.0.0.1", "port": impostor.port, "stack_timeout": 60, "socket_timeout": 60}
+        _app, fpika = make_app(params, {"pool_size": 1})
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            fpika.channel(timeout=60)
+        assert time.monotonic() - began < 30
+        fpika.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (pika_errors.InvalidFrameError("Invalid FRAME_END marker"), ProtocolMismatch, "no AMQP 0-9-1"),
+        (pika_errors.MethodNotImplemented("Confirm.Select not Supported"), BrokerRefused, "Confirm.Select"),
+    ],
+)
+def test_a_peer_that_cannot_be_worked_with_is_told_from_a_bug(
+    error: Exception, kind: type[BrokerUnavailable], said: str
+) -> None:
+    failure = explain(error, tls=False)
+    assert failure.kind is kind
+    assert said in str(failure)
+
+
 # TLS
+
+
+@pytest.mark.parametrize("alert", ["TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_BAD_CERTIFICATE"])
+def test_an_alert_that_pika_has_as_text_is_about_tls(alert: str) -> None:
+    # TLS 1.3: it comes when the handshake is over.
+    lost = pika_errors.StreamLostError(f"Stream connection lost: SSLError(1, '[SSL: {alert}] ...')")
+    failure = explain(pika_errors.IncompatibleProtocolError(repr(lost)), tls=True)
+    assert failure.kind is TLSRefused
+    assert alert in str(failure)
+    assert "client certificate" in str(failure)
 
 
 @pytest.fixture(scope="module")

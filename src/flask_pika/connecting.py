@@ -19,6 +19,7 @@ from typing import NamedTuple
 from pika import exceptions as pika_errors
 from pika.adapters.blocking_connection import BlockingConnection
 
+from . import pika_internals
 from .errors import (
     AuthenticationRefused,
     BrokerRefused,
@@ -101,7 +102,7 @@ def _connect_node(node: Node, name: str, deadline: float, clock: Callable[[], fl
             raise last or Failure("no time was left to connect")
         parameters = node.parameters(address=address, connection_name=name, timeout=remaining)
         try:
-            return BlockingConnection(parameters)
+            return BlockingConnection(parameters, **pika_internals.blocking())
         except Exception as exc:  # pika lets errors of several families through, AssertionError too
             last = explain(exc, parameters.ssl_options is not None)
             last.__cause__ = exc
@@ -213,6 +214,10 @@ def explain(exc: BaseException, tls: bool) -> Failure:
         return Failure(exc.strerror or str(exc) or type(exc).__name__)
     if isinstance(exc, pika_errors.AMQPConnectionError):
         return Failure(str(exc) or type(exc).__name__)
+    if isinstance(exc, pika_errors.MethodNotImplemented):  # publisher confirms
+        return Failure(f"the broker cannot do what is wanted of it ({text})", BrokerRefused)
+    if isinstance(exc, pika_errors.ProtocolSyntaxError):
+        return Failure(f"what came from there is no AMQP 0-9-1 ({type(exc).__name__})", ProtocolMismatch)
     # Not what a broker or a network does. An encoder's error repeats what it could not encode.
     return Failure(f"pika raised {type(exc).__name__}")
 

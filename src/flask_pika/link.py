@@ -283,7 +283,7 @@ class Link:
         parameters.blocked_connection_timeout = None
         parameters.channel_max = max(self._channels, parameters.channel_max)
         try:
-            self._connection = SelectConnection(
+            self._connection = pika_internals.asynchronous()(
                 parameters,
                 on_open_callback=self._of_this_attempt(lambda _connection: self._open()),
                 on_open_error_callback=failed,

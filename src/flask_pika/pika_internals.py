@@ -27,7 +27,7 @@ from typing import Any
 from pika import exceptions as pika_errors
 from pika import spec
 from pika.adapters.blocking_connection import BlockingConnection
-from pika.adapters.select_connection import IOLoop
+from pika.adapters.select_connection import IOLoop, SelectConnection
 from pika.connection import Connection
 from pika.spec import BasicProperties
 
@@ -128,6 +128,44 @@ def _encoded(properties: Any) -> list[bytes]:
     return pieces
 
 
+class _Bounded(SelectConnection):
+    """Gives up on a peer that begins a longer frame than was agreed on.
+
+    Pika waits for the rest, and keeps all that comes: AMQP 0-9-1, section 4.2.3, has room for 4 GB.
+    """
+
+    def _read_frame(self) -> Any:
+        hidden = _hidden(self)
+        buffer: bytes = hidden._frame_buffer
+        if len(buffer) >= spec.FRAME_HEADER_SIZE and not buffer.startswith(_PROTOCOL):
+            size = struct.unpack_from(">I", buffer, 3)[0]
+            if size + spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE > hidden.params.frame_max:
+                raise pika_errors.InvalidFrameError(
+                    f"a frame of {size} bytes began; {hidden.params.frame_max} were agreed on"
+                )
+        parent: Any = super()
+        return parent._read_frame()
+
+
+#: How a frame begins that is none: a broker's word that it speaks another version.
+_PROTOCOL = b"AMQP"
+#: Whether pika reads frames, and makes connections, as the class above expects it.
+_MAY_BE_BOUNDED = (
+    callable(getattr(Connection, "_read_frame", None))
+    and "_impl_class" in getattr(BlockingConnection.__init__, "__code__", _check.__code__).co_varnames
+)
+
+
+def asynchronous() -> type[SelectConnection]:
+    """The class of a link's connection."""
+    return _Bounded if AVAILABLE and _MAY_BE_BOUNDED else SelectConnection
+
+
+def blocking() -> dict[str, Any]:
+    """What a new ``BlockingConnection`` is given beyond its parameters, so that it is made of the same."""
+    return {"_impl_class": _Bounded} if AVAILABLE and _MAY_BE_BOUNDED else {}
+
+
 def arrivals(connection: BlockingConnection) -> Callable[[], object] | None:
     """A function that says, in half a microsecond, whether the peer has sent or closed anything unread."""
     sock = _socket(connection)
@@ -202,7 +240,14 @@ def services(loop: IOLoop) -> Any:
                 found = socket.getaddrinfo(host, port, family, socktype, proto, numeric)
             except OSError:  # a name
                 return super().getaddrinfo(host, port, on_done, family, socktype, proto, flags)
-            return self.call_later(0, functools.partial(on_done, found))
+
+            def done() -> None:
+                try:
+                    on_done(found)
+                except OSError as exc:  # there is no descriptor for its socket, and it would never tell
+                    on_done(exc)
+
+            return self.call_later(0, done)
 
     return Services(loop)
 

@@ -1,0 +1,106 @@
+"""Threads that publish numbered messages, each with an app of its own, and keep what became of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pika
+from flask import Flask
+
+from flask_pika import Pika
+from tests.conftest import wait_for
+from tests.faults.load import Answer
+
+#: Publishes one message by its id; raises what became of it otherwise.
+Way = Callable[[str], None]
+
+
+def new_app(params: object, timeout: float, pool: Mapping[str, object] | None = None) -> tuple[Flask, Pika]:
+    """An app whose publishes take so many seconds at the most. It is to be kept alive."""
+    app = Flask("lab")
+    app.config["FLASK_PIKA_PARAMS"] = params
+    app.config["FLASK_PIKA_POOL_PARAMS"] = {"confirm_delivery": True, **(pool or {})}
+    app.config["FLASK_PIKA_PUBLISHER_PARAMS"] = {"timeout": timeout}
+    return app, Pika(app)
+
+
+class Crowd:
+    """Goes on in a ``with`` block, or until ``stop()``.
+
+    :param ways: one for each client.
+    :param pace: seconds between an answer and the next publish.
+    """
+
+    def __init__(self, ways: Sequence[Way], pace: float = 0.005) -> None:
+        self._pace = pace
+        self._numbers = itertools.count()
+        self._stopped = threading.Event()
+        self._answers: list[Answer] = []
+        self._threads = [threading.Thread(target=self._work, args=(way,), daemon=True) for way in ways]
+
+    @property
+    def answers(self) -> list[Answer]:
+        return list(self._answers)
+
+    def goes_on(self, more: int = 40, timeout: float = 120.0) -> None:
+        """Until so many more were accepted that began after this call."""
+        since = time.monotonic()
+        wait_for(
+            lambda: sum(one.accepted and one.began >= since for one in self.answers) >= more,
+            lambda: f"{more} more; the last answers: {self.answers[-4:]}",
+            timeout,
+        )
+
+    def __enter__(self) -> Crowd:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def stop(self) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(120)
+            assert not thread.is_alive(), "a client hangs"
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def _work(self, way: Way) -> None:
+        while not self._stopped.wait(self._pace):
+            one = f"{next(self._numbers):06}"
+            began, error = time.monotonic(), None
+            try:
+                way(one)
+            except Exception as exc:
+                error = exc
+            status = 200 if error is None else 503
+            name = "" if error is None else type(error).__name__
+            text = "" if error is None else str(error)
+            self._answers.append(Answer(one, began, time.monotonic(), status, name, text))
+
+
+@contextlib.contextmanager
+def a_queue(
+    url: str, name: str, arguments: dict[str, Any] | None = None
+) -> Iterator[Callable[[], list[tuple[Any, bytes]]]]:
+    """A durable queue; the function takes all that is in it: properties, and body."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel: Any = connection.channel()
+    channel.queue_declare(name, durable=True, arguments=arguments)
+
+    def take() -> list[tuple[Any, bytes]]:
+        found = []
+        while (got := channel.basic_get(name, auto_ack=True))[0] is not None:
+            found.append((got[1], got[2]))
+        return found
+
+    try:
+        yield take
+        channel.queue_delete(name)
+    finally:
+        connection.close()
