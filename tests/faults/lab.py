@@ -38,6 +38,7 @@ class Setting:
 
     :ivar server: a key of ``SERVERS``; ``options`` are its further options.
     :ivar path: the view that is asked: ``publish``, or ``pool`` for a pooled channel in confirm mode.
+    :ivar pace: seconds that a client waits between two requests; ``most``: requests, in all.
     :ivar workers: processes of ``flask pika worker``.
     :ivar work: seconds that a handler takes.
     :ivar timeout: seconds that a publish may take.
@@ -53,6 +54,8 @@ class Setting:
     options: Sequence[str] = ()
     path: str = "publish"
     clients: int = 8
+    pace: float = 0.005
+    most: int = 20_000
     workers: int = 1
     work: float = 0.0
     timeout: float = 10.0
@@ -130,7 +133,13 @@ class Lab:
                 stack.enter_context(WorkerProgram(self.env(), self.place / f"worker-{number}.log"))
                 for number in range(self.setting.workers)
             ]
-            self.load = Load(self.server.base, self.setting.path, clients=self.setting.clients)
+            self.load = Load(
+                self.server.base,
+                self.setting.path,
+                clients=self.setting.clients,
+                pace=self.setting.pace,
+                most=self.setting.most,
+            )
             self.load.start()
             stack.callback(self.load.stop)
             self._stack = stack.pop_all()

@@ -41,6 +41,7 @@ class Answer:
 class Load:
     """Clients that go on until they are stopped, or ``most`` requests were made.
 
+    :param path: the view; of several, with commas between them, one after the other.
     :param pace: seconds that each client waits between an answer and its next request.
     :param patience: seconds after which a request counts as one that was never answered.
     """
@@ -57,7 +58,7 @@ class Load:
     ) -> None:
         where = urlsplit(base)
         self._host, self._port = str(where.hostname), int(where.port or 80)
-        self._path, self._pace, self._most, self._patience = path, pace, most, patience
+        self._paths, self._pace, self._most, self._patience = path.split(","), pace, most, patience
         self._numbers = itertools.count()
         self._stopped = threading.Event()
         #: Appended to by all clients; a list's append needs no lock.
@@ -136,7 +137,8 @@ class Load:
     def _ask(self, id_: str, began: float) -> Answer:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._patience)
         try:
-            connection.request("POST", f"/{self._path}/{id_}")
+            path = self._paths[int(id_) % len(self._paths)]
+            connection.request("POST", f"/{path}/{id_}")
             response = connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as exc:
