@@ -92,8 +92,9 @@ def blocked(shop: Shop) -> None:
 
 
 def nacked(shop: Shop) -> None:
-    shop.broker.nack_next()
-    shop.publish()
+    with shop.fpika.channel() as ch:
+        ch.queue_declare("full", arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
+    shop.publish(routing_key="full")
 
 
 def cut_off(shop: Shop) -> None:

@@ -98,7 +98,7 @@ def test_every_public_method_of_pikas_channel_has_its_place() -> None:
     ("error", "left"),
     [
         (pika_errors.UnroutableError([]), Traces.NONE),
-        (pika_errors.NackError([]), Traces.NONE),
+        (pika_errors.NackError([]), Traces.ON_CHANNEL),
         (TypeError("body"), Traces.NONE),
         (struct.error("priority"), Traces.NONE),
         (pika_errors.UnsupportedAMQPFieldException("x", "y"), Traces.NONE),

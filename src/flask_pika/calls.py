@@ -49,8 +49,6 @@ TRACES: dict[str, Traces] = {
     **dict.fromkeys((*_STATELESS, *_ON_A_QUEUE, *_SETTLING), Traces.NONE),
     **dict.fromkeys(_ON_CHANNEL, Traces.ON_CHANNEL),
 }
-# The broker's word on one message. The channel goes on in step.
-_VERDICTS = (pika_errors.UnroutableError, pika_errors.NackError)
 # Raised by pika while it checks or encodes the arguments, before the first byte is sent.
 _ARGUMENT_ERRORS = (
     TypeError,
@@ -81,8 +79,10 @@ def invoke(slot: Slot, name: str, args: Args, kwargs: Kwargs) -> Any:
 
 
 def _traces_of_error(name: str, exc: BaseException) -> Traces:
-    if isinstance(exc, _VERDICTS):
-        return Traces.NONE
+    if isinstance(exc, pika_errors.UnroutableError):
+        return Traces.NONE  # the broker's word on one message: the channel goes on in step
+    if isinstance(exc, pika_errors.NackError):
+        return Traces.ON_CHANNEL  # it may nack for as long as it lives: see flask_pika.nacks
     if isinstance(exc, _ARGUMENT_ERRORS):
         # A call that expects an answer may have made itself ready for it.
         return Traces.NONE if name == "basic_publish" or name in _SETTLING else Traces.ON_CHANNEL

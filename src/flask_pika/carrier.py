@@ -95,6 +95,13 @@ class Carrier:
         self._watch.pop(channel.channel_number, None)
         self._hearer.carrier_closed(self, error)
 
+    def close(self) -> None:
+        """Close the channel, on which nothing is in flight. Its hearer is told, when it is gone."""
+        self.is_ready = False
+        self._watch.pop(self._channel.channel_number, None)
+        if self._channel.is_open:
+            self._channel.close()
+
     def send(self, messages: Iterable[Sendable]) -> None:
         """Write messages, in this order: the channel counts them from 1."""
         if not pika_internals.AVAILABLE:

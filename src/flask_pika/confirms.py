@@ -19,7 +19,10 @@ A publish is in one of four places, and leaves the last one never::
    its exchange does not exist, so is what is suspected and goes there, too.
 4. Basic.Return carries no delivery tag, and comes before its ack on the same channel: it is matched by
    message id, exchange and routing key.
-5. A caller that gives up takes a publish that waits with it. One that is in flight stays, and counts, until
+5. A nack that is not believed (see flask_pika.nacks) settles nothing: the publish waits in line for its
+   destination, and is then sent again. What nacks is replaced: a main lane whose channel has a successor is
+   *retiring*, and is heard until nothing is in flight on it.
+6. A caller that gives up takes a publish that waits with it. One that is in flight stays, and counts, until
    the broker's word or the lane's end; then it is forgotten.
 """
 
@@ -27,9 +30,13 @@ from __future__ import annotations
 
 import collections
 import enum
+import itertools
+import math
 import re
 from collections.abc import Iterable
 from typing import Generic, TypeVar
+
+from .nacks import Nacks
 
 
 class Outcome(enum.Enum):
@@ -46,7 +53,7 @@ class Outcome(enum.Enum):
 class Publish:
     """One message on its way. The ledger's user adds what it takes to send it and to tell its caller."""
 
-    __slots__ = ("abandoned", "known", "lane", "outcome", "reply", "sent")
+    __slots__ = ("abandoned", "known", "lane", "nacked", "outcome", "reply", "sent")
 
     # What it is about, from its envelope.
     exchange: str
@@ -67,17 +74,27 @@ class Publish:
         #: Whether it ever came into the ledger.
         self.known = False
         self.lane: object = None
+        #: Whether a nack, which was not believed, is the last word on it; or on what it waits behind.
+        self.nacked = False
         #: Reply code and text of a Basic.Return or Channel.Close.
         self.reply: tuple[int, str] | None = None
 
 
 P = TypeVar("P", bound=Publish)
 
+#: Each channel has a number of its own, which is higher than those of all before it.
+_numbers = itertools.count(1)
+
 
 class Lane(Generic[P]):
-    """The publishes in flight on one channel, by delivery tag."""
+    """The publishes in flight on one channel, by delivery tag.
 
-    def __init__(self) -> None:
+    :param opened: when its channel was; or its next one, later than that.
+    """
+
+    def __init__(self, opened: float = -math.inf) -> None:
+        self.opened = opened
+        self.number = next(_numbers)
         self._by_tag: dict[int, P] = {}
         self._lowest = 1  # nothing below is in flight
         self._next = 1
@@ -130,6 +147,7 @@ class Lane(Generic[P]):
         """Everything in flight, in order: the channel is gone, and the next one counts from 1 again."""
         lost = self.pop(0, True)
         self._lowest = self._next = 1
+        self.number = next(_numbers)
         return lost
 
 
@@ -138,9 +156,10 @@ class Ledger(Generic[P]):
 
     :param max_messages: how many there may be.
     :param max_bytes: and of how many bytes; a single one may be larger.
+    :param nacks: says which are believed; by default, all.
     """
 
-    def __init__(self, max_messages: int, max_bytes: int) -> None:
+    def __init__(self, max_messages: int, max_bytes: int, nacks: Nacks[P] | None = None) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._waiting: collections.deque[P] = collections.deque()
@@ -149,6 +168,9 @@ class Ledger(Generic[P]):
         self._diverted: dict[str, None] = {}
         self.main: Lane[P] = Lane()
         self.suspects: Lane[P] = Lane()
+        #: Earlier main lanes, on which something is still in flight; the oldest first.
+        self.retiring: list[Lane[P]] = []
+        self._nacks = nacks
         # A connection ended over one message: the main lane rests until that is found among the suspected.
         self._seeking = False
         #: Publishes and bytes that are not settled, wherever they are.
@@ -188,12 +210,15 @@ class Ledger(Generic[P]):
         if self._seeking:
             return taken
         waiting, diverted = self._waiting, self._diverted
+        holding = self._nacks if self._nacks is not None and self._nacks.holds_any else None
         while waiting and len(lane) < messages and (lane.bytes + waiting[0].size <= size or not len(lane)):
             publish = waiting.popleft()
             if publish.outcome is not None:
                 continue  # an interrupted give_up() has left it
             if diverted and publish.exchange in diverted:
                 self._suspected.append([publish])
+                continue
+            if holding is not None and holding.holds(publish):
                 continue
             lane.add(publish)
             taken.append(publish)
@@ -214,6 +239,14 @@ class Ledger(Generic[P]):
     def settle(self, lane: Lane[P], tag: int, multiple: bool, ack: bool) -> list[P]:
         """The broker's ack or nack; what it settled, each with its outcome."""
         found = lane.pop(tag, multiple)
+        nacks = self._nacks
+        if nacks is not None and not ack:
+            found = [one for one in found if nacks.believes(one, lane.number, lane.opened)]
+            self._put_back(nacks.freed())
+        elif nacks is not None and nacks.watches:
+            for publish in found:
+                nacks.acked(publish, lane.number)
+            self._put_back(nacks.freed())
         for publish in found:
             if not ack:
                 publish.outcome = Outcome.NACKED
@@ -226,8 +259,31 @@ class Ledger(Generic[P]):
         if lane is self.suspects:
             for publish in found:
                 self._diverted.pop(publish.exchange, None)
+        if self.retiring and not len(lane) and lane in self.retiring:
+            self.retiring.remove(lane)
         self._check_counts()
         return found
+
+    def renew(self, opened: float) -> Lane[P]:
+        """The main lane's channel has a successor, opened at that time; the earlier lane."""
+        lane = self.main
+        self.main = Lane(opened)
+        if len(lane):
+            self.retiring.append(lane)
+        return lane
+
+    def try_again(self) -> None:
+        """Put back what was nacked, and whose time has come."""
+        if self._nacks is not None:
+            trials = self._nacks.trials()
+            self._put_back(self._nacks.freed())
+            self._put_back(trials)
+
+    def _put_back(self, freed: list[P]) -> None:
+        """What was in line goes before what waits."""
+        if freed:
+            self.retried += sum(publish.nacked for publish in freed)
+            self._waiting.extendleft(reversed(freed))
 
     def returned(
         self, lane: Lane[P], message_id: str, exchange: str, routing_key: str, reply: tuple[int, str]
@@ -240,6 +296,8 @@ class Ledger(Generic[P]):
     def channel_closed(self, lane: Lane[P], code: int, text: str) -> list[P]:
         """The broker closed a lane's channel over one message; what that settled."""
         lost = lane.end()
+        if lane in self.retiring:
+            self.retiring.remove(lane)
         if len(lost) == 1 and lost[0].reply is None:
             if code == _NOT_FOUND and lost[0].exchange == _named_exchange(text):
                 # So is all that waits for its turn to hear the same: one channel each would take long.
@@ -277,16 +335,22 @@ class Ledger(Generic[P]):
         """
         settled: list[P] = []
         self._seeking = self._seeking or blame is not None
-        if blame is not None and len(self.main) and len(self.suspects):
-            # Nobody says on which lane it was: what was on the main one is suspected, too.
-            again, settled = self._after_loss(self.main.end())
+        lanes = [*self.retiring, self.main]
+        self.retiring = []
+        nacked, behind = ([], []) if self._nacks is None else self._nacks.forget()
+        self._put_back(behind)
+        flying = [lane for lane in (*lanes, self.suspects) if len(lane)]
+        if blame is not None and len(flying) > 1:
+            # Nobody says on which lane it was: what was on the main ones is suspected, too.
+            again, settled = self._after_loss([one for lane in lanes for one in lane.end()])
             if again:
                 self._suspected.appendleft(again)
-        elif blame is not None:
-            settled = self.channel_closed(self.suspects if len(self.suspects) else self.main, *blame)
+        elif blame is not None and flying:
+            settled = self.channel_closed(flying[0], *blame)
         # Each is ended, also when nothing is in flight on it: its next channel counts from 1 again.
-        again, done = self._after_loss(self.main.end())
+        again, done = self._after_loss([one for lane in lanes for one in lane.end()])
         self._waiting.extendleft(reversed(again))
+        self._put_back(nacked)
         settled += done
         again, done = self._after_loss(self.suspects.end())
         if again:
@@ -302,7 +366,11 @@ class Ledger(Generic[P]):
             if publish.lane is None:
                 left.append(publish)
         if left:
-            self._settled(left, Outcome.GIVEN_UP)
+            # Of a nacked one that was not sent again, it is known that the broker has it not.
+            self._settled([one for one in left if not one.nacked], Outcome.GIVEN_UP)
+            self._settled([one for one in left if one.nacked], Outcome.NACKED)
+            if self._nacks is not None:
+                self._nacks.left()
             self._waiting = collections.deque(one for one in self._waiting if one.outcome is None)
             groups = ([one for one in group if one.outcome is None] for group in self._suspected)
             self._suspected = collections.deque(group for group in groups if group)
@@ -311,7 +379,11 @@ class Ledger(Generic[P]):
 
     def unsettled(self) -> list[P]:
         """Every publish whose caller still waits."""
-        everywhere = [*self._waiting, *self.main._by_tag.values(), *self.suspects._by_tag.values()]
+        everywhere = [*self._waiting]
+        for lane in (*self.retiring, self.main, self.suspects):
+            everywhere += lane._by_tag.values()
+        if self._nacks is not None:
+            everywhere += self._nacks.unsettled()
         for group in self._suspected:
             everywhere += group
         return [publish for publish in everywhere if not publish.abandoned]
@@ -333,6 +405,8 @@ class Ledger(Generic[P]):
         unknown = [one for one in lost if one.reply is None and not one.abandoned and not one.retry]
         again = [one for one in lost if one.reply is None and not one.abandoned and one.retry]
         self.retried += len(again)
+        for publish in again:
+            publish.nacked = False  # of its last way, nothing is known
         for publish in unknown:
             publish.reply = why
         settled = self._settled(returned, Outcome.RETURNED) + self._settled(unknown, Outcome.UNKNOWN)
@@ -352,7 +426,9 @@ class Ledger(Generic[P]):
         A signal handler's exception, that is, between two instructions of a caller who adds or gives up. To
         be called when no publish is on its way from one place to another.
         """
-        if not (self._waiting or self.main._by_tag or self.suspects._by_tag or self._suspected):
+        in_line = self._nacks is not None and self._nacks.holds_any
+        lanes_are_empty = not (self.main._by_tag or self.suspects._by_tag or self.retiring)
+        if lanes_are_empty and not (self._waiting or self._suspected or in_line):
             self.messages = self.bytes = 0
 
     def _divert(self, exchange: str) -> None:

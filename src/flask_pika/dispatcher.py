@@ -11,6 +11,7 @@ from pika.adapters.select_connection import SelectConnection
 
 from . import pika_internals, signals
 from .carrier import Carrier
+from .confirms import Lane
 from .declaring import Preparation
 from .errors import BrokerRefused, BrokerUnavailable, InvalidMessage
 from .jobs import Job
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flask_pika.publisher")
 
-#: How many it opens: one for all, one for suspects, and one to declare what is needed.
-CHANNELS = 3
+#: Replaced channels on which something is still in flight: with more, none is replaced.
+_RETIRING = 4
+#: How many it opens: one for all, its successor, one for suspects, one to declare what is needed, and those.
+CHANNELS = 4 + _RETIRING
+#: Seconds between two looks for what is to be tried again, at the least.
+_PAUSE = 0.02
 #: Seconds between two looks for futures whose deadline has passed.
 _SWEEP = 0.05
 #: AMQP's reply code for what does not exist.
@@ -35,6 +40,9 @@ _OVER_ONE_MESSAGE = (501, 502, 503, 505, 506, 540)
 
 class Dispatcher:
     """Carries an outbox's jobs to the broker, on two channels: one for all, and one for suspects.
+
+    The one for all is replaced when it nacks, and may be stuck (see flask_pika.nacks). What is in flight on
+    it is left to be confirmed there; then it is closed.
 
     Everything here is called in the link's thread: nothing waits. The jobs are the outbox's, under its lock.
 
@@ -54,6 +62,9 @@ class Dispatcher:
         self._connection: SelectConnection | None = None
         self._main: Carrier | None = None
         self._suspects: Carrier | None = None
+        self._successor: Carrier | None = None  # of the main one, and not ready yet
+        self._retiring: dict[Carrier, Lane[Job]] = {}
+        self._trying = False  # a look for what is to be tried again is due
         self._watch: dict[int, Callable[[list[Confirm]], object]] = {}
         self._sweeping = False
         self._preparation = preparation
@@ -80,6 +91,8 @@ class Dispatcher:
             self._suspects.send(suspects)
         if self._suspects is None and self._connection is not None and self._outbox.has_suspects:
             self._suspects = self._carrier(self._connection)
+        if self._outbox.has_tries and not self._trying:
+            self._look_later()
         if self._outbox.has_promised and not self._sweeping:
             self._sweeping = True
             self.link.call_later(_SWEEP, self._sweep)
@@ -98,6 +111,50 @@ class Dispatcher:
 
     def _tell(self, settled: list[Job]) -> None:
         self._outbox.finish(job for job in settled if not job.abandoned)
+
+    # What was nacked, and is not believed: see flask_pika.nacks
+
+    def _look_later(self) -> None:
+        self._trying = True
+        # Not much later than now: the next one to be doubted may be due before those of today.
+        self.link.call_later(min(max(_PAUSE, self._outbox.next_try()), _SWEEP), self._try_again)
+
+    def _try_again(self) -> None:
+        """Send again what was nacked, and whose time has come: on a new channel, if it wants one."""
+        self._trying = False
+        connection = self._connection
+        if connection is None or self._successor is not None or not self._ready()[0]:
+            return  # when it is ready, look() follows
+        if not self._outbox.next_try():
+            self._try_what_is_due(connection)
+        elif self._outbox.has_tries:
+            self._look_later()
+
+    def _try_what_is_due(self, connection: SelectConnection) -> None:
+        if len(self._retiring) < _RETIRING and self._outbox.wants_new_channel():
+            try:
+                self._successor = self._carrier(connection)
+            except pika_errors.NoFreeChannels:
+                logger.debug("the broker gives no more channels; the main one is not replaced")
+            else:
+                return  # until it is ready
+        self._outbox.try_again()
+        self.look()
+
+    def _succeed(self, carrier: Carrier) -> None:
+        """The main channel's successor is ready."""
+        self._successor = None
+        main = self._main
+        if main is None or not main.is_ready:  # it was closed meanwhile, and is opened again
+            carrier.close()
+            return
+        lane = self._outbox.renew()
+        self._main = carrier
+        if len(lane):
+            self._retiring[main] = lane
+        else:
+            main.close()
+        self._outbox.try_again()
 
     # What the link says: see flask_pika.link.User
 
@@ -141,7 +198,8 @@ class Dispatcher:
         self._outbox.finish(self._outbox.give_up(too_long, error))
 
     def link_lost(self, error: Exception) -> None:  # noqa: D102
-        self._connection = self._main = self._suspects = None
+        self._connection = self._main = self._suspects = self._successor = None
+        self._retiring = {}
         blame = None
         if isinstance(error, pika_errors.ConnectionClosedByBroker) and error.reply_code in _OVER_ONE_MESSAGE:
             blame = (error.reply_code, error.reply_text)
@@ -165,16 +223,21 @@ class Dispatcher:
 
     # What the carriers say: see flask_pika.carrier.Hearer
 
-    def carrier_ready(self, _carrier: Carrier) -> None:
+    def carrier_ready(self, carrier: Carrier) -> None:
         """The channel is in confirm mode: go on."""
+        if carrier is self._successor:
+            self._succeed(carrier)
         self.link.works()
         self.look()
 
     def carrier_confirms(self, carrier: Carrier, confirms: list[Confirm]) -> None:  # noqa: D102
-        if not self._is_current(carrier):
+        lane = self._lane(carrier)
+        if lane is None:
             return
-        suspected = carrier is self._suspects
-        settled, jobs, suspects = self._outbox.settle(suspected, confirms, *self._ready())
+        settled, jobs, suspects = self._outbox.settle(lane, confirms, *self._ready())
+        if carrier in self._retiring and not len(lane):
+            del self._retiring[carrier]
+            carrier.close()
         try:
             self._carry(jobs, suspects)
         finally:
@@ -183,20 +246,26 @@ class Dispatcher:
     def carrier_returned(  # noqa: D102
         self, carrier: Carrier, message_id: str, exchange: str, routing_key: str, reply: tuple[int, str]
     ) -> None:
-        if self._is_current(carrier):
-            self._outbox.returned(carrier is self._suspects, message_id, exchange, routing_key, reply)
+        lane = self._lane(carrier)
+        if lane is not None:
+            self._outbox.returned(lane, message_id, exchange, routing_key, reply)
 
     def carrier_closed(self, carrier: Carrier, error: Exception) -> None:  # noqa: D102
-        if not self._is_current(carrier) or not isinstance(error, pika_errors.ChannelClosedByBroker):
+        if carrier is self._successor:
+            self._successor = None
+            self.link.call(self.look)
+        lane = self._lane(carrier)
+        if lane is None or not isinstance(error, pika_errors.ChannelClosedByBroker):
             return  # with its connection: link_lost() follows
         code, text = error.reply_code, error.reply_text
         logger.warning("the broker closed a channel of the publisher: %d %s", code, text)
-        settled = self._outbox.channel_closed(carrier is self._suspects, code, text)
+        settled = self._outbox.channel_closed(lane, code, text)
         if code == _NOT_FOUND and self._preparation.misses(text):
             self._preparation.forget()
+        self._retiring.pop(carrier, None)
         if carrier is self._main:
             self._main = None
-        else:
+        elif carrier is self._suspects:
             self._suspects = None
         self._tell(settled)
         # Soon: pika has not put the old channel's number back yet.
@@ -210,5 +279,10 @@ class Dispatcher:
     def _carrier(self, connection: SelectConnection) -> Carrier:
         return Carrier(connection, self, self.link.guarded, self._watch)
 
-    def _is_current(self, carrier: Carrier) -> bool:
-        return self._connection is not None and carrier in (self._main, self._suspects)
+    def _lane(self, carrier: Carrier) -> Lane[Job] | None:
+        """What is in flight on a carrier; None, when it is none of this connection's, or not in use."""
+        if carrier is self._main:
+            return self._outbox.main
+        if carrier is self._suspects:
+            return self._outbox.suspects
+        return self._retiring.get(carrier)

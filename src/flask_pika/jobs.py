@@ -26,6 +26,7 @@ class Job(Publish):
         self.abandoned = False
         self.known = False
         self.lane = None
+        self.nacked = False
         self.reply = None
         self.envelope = envelope
         self.body = body
@@ -69,6 +70,11 @@ class Job(Publish):
                 " publish with mandatory=False",
                 self.message_id,
                 reply,
+            )
+        if self.outcome is Outcome.NACKED and not self.sent:
+            return Nacked(
+                f"{where} was not sent: the broker nacked what came before it there until its deadline",
+                self.message_id,
             )
         if self.outcome is Outcome.NACKED:
             return Nacked(f"the broker did not take {where}: a queue is full, or failed", self.message_id)

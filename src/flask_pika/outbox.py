@@ -24,6 +24,7 @@ from .errors import (
 )
 from .jobs import Job, Promised, Waited
 from .link import Link, LinkState
+from .nacks import Nacks
 from .nodes import Node
 from .pika_internals import Confirm
 from .wire import Envelopes
@@ -48,9 +49,10 @@ class PublisherStats:
     pending: int = 0  #: messages that are not settled
     pending_bytes: int = 0  #: and their bytes
     confirmed: int = 0  #: messages that the broker took
-    nacked: int = 0  #: that it did not take
+    nacked: int = 0  #: that it did not take, and that were not sent again
     returned: int = 0  #: that reached no queue
-    retried: int = 0  #: that were sent again, because a connection or a channel was lost
+    #: that were sent again: a connection or a channel was lost, or the broker nacked without need
+    retried: int = 0
     reconnects: int = 0  #: connections after the first
 
 
@@ -95,7 +97,8 @@ class Outbox:
 
         # All below is shared, and touched only under the lock.
         self._lock = threading.RLock()
-        self._ledger: Ledger[Job] = Ledger(settings.max_messages, settings.max_bytes)
+        self._nacks: Nacks[Job] = Nacks(clock)
+        self._ledger: Ledger[Job] = Ledger(settings.max_messages, settings.max_bytes, self._nacks)
         self._places: collections.deque[_Place] = collections.deque()
         # Until when the link's thread is known to look by itself. Not a bool: a signal handler's exception
         # may strike between the word that it is told, and the telling.
@@ -232,13 +235,18 @@ class Outbox:
                 if error is not None:
                     job.error = error
                 else:
-                    job.error = job.verdict() if job.sent else self.never_sent()
+                    job.error = self._why_given_up(job)
+            self._counts[Outcome.NACKED] += sum(job.outcome is Outcome.NACKED for job in gone)
             # What is given up may have been what the rest waited for.
             wake = self._make_room() or (self._ledger.waits and self._arm())
             self._look_if_empty()
         if wake:
             self._wake()
         return gone
+
+    def _why_given_up(self, job: Job) -> Exception | None:
+        known = job.sent or job.outcome is Outcome.NACKED
+        return job.verdict() if known else self.never_sent()
 
     def unsettled(self) -> list[Job]:
         """The jobs whose callers still wait."""
@@ -324,12 +332,14 @@ class Outbox:
         rest = self.give_up(self.unsettled())
         self.finish(rest)
         if rest:
-            sent = sum(job.sent for job in rest)
+            nacked = sum(job.outcome is Outcome.NACKED for job in rest)
+            never_sent = sum(not job.sent and job.outcome is not Outcome.NACKED for job in rest)
             logger.warning(
-                "%d messages were not confirmed before the publisher's end: %d never sent, %d unknown",
+                "%d messages were not confirmed before the publisher's end: %d never sent, %d unknown%s",
                 len(rest),
-                len(rest) - sent,
-                sent,
+                never_sent,
+                len(rest) - never_sent - nacked,
+                f", {nacked} nacked" if nacked else "",
             )
 
     def forget(self) -> None:
@@ -350,28 +360,27 @@ class Outbox:
         return jobs, ledger.take_suspects() if suspects and not len(ledger.suspects) else []
 
     def settle(
-        self, suspected: bool, confirms: list[Confirm], main: bool, suspects: bool
+        self, lane: Lane[Job], confirms: list[Confirm], main: bool, suspects: bool
     ) -> tuple[list[Job], list[Job], list[Job]]:
         """What the broker's confirms on one of the lanes settle, and what goes in its place."""
         settled: list[Job] = []
         with self._lock:
-            lane = self._lane(suspected)
             for tag, multiple, ack in confirms:
                 settled += self._ledger.settle(lane, tag, multiple, ack)
             self._note(settled)
             return (settled, *self._take(main, suspects))
 
     def returned(
-        self, suspected: bool, message_id: str, exchange: str, routing_key: str, reply: tuple[int, str]
+        self, lane: Lane[Job], message_id: str, exchange: str, routing_key: str, reply: tuple[int, str]
     ) -> None:
         """A Basic.Return on one of the lanes."""
         with self._lock:
-            self._ledger.returned(self._lane(suspected), message_id, exchange, routing_key, reply)
+            self._ledger.returned(lane, message_id, exchange, routing_key, reply)
 
-    def channel_closed(self, suspected: bool, code: int, text: str) -> list[Job]:
+    def channel_closed(self, lane: Lane[Job], code: int, text: str) -> list[Job]:
         """The broker closed one of the lanes' channels; what that settled."""
         with self._lock:
-            return self._note(self._ledger.channel_closed(self._lane(suspected), code, text))
+            return self._note(self._ledger.channel_closed(lane, code, text))
 
     def connected(self) -> None:
         """There is a new connection."""
@@ -401,8 +410,42 @@ class Outbox:
             self._promised.difference_update(late)
             return late
 
-    def _lane(self, suspected: bool) -> Lane[Job]:
-        return self._ledger.suspects if suspected else self._ledger.main
+    # Nacks that are not believed; see flask_pika.nacks
+
+    @property
+    def main(self) -> Lane[Job]:
+        """The lane of the main channel: the link's thread alone makes another one of it."""
+        return self._ledger.main
+
+    @property
+    def suspects(self) -> Lane[Job]:
+        """The lane of the channel for suspects."""
+        return self._ledger.suspects
+
+    @property
+    def has_tries(self) -> bool:
+        """Whether there will be something to do about them; without the lock, as has_suspects."""
+        return self._nacks.has_tries
+
+    def next_try(self) -> float:
+        """In how many seconds that is."""
+        with self._lock:
+            return max(0.0, self._nacks.when() - self._clock())
+
+    def wants_new_channel(self) -> bool:
+        """Whether what is to be done about them now wants a new main channel."""
+        with self._lock:
+            return self._nacks.wants_new(self._ledger.main.number, self._ledger.main.opened)
+
+    def renew(self) -> Lane[Job]:
+        """The main channel has a successor, just opened; the lane of the earlier one."""
+        with self._lock:
+            return self._ledger.renew(self._clock())
+
+    def try_again(self) -> None:
+        """Put back what was nacked, and whose time has come."""
+        with self._lock:
+            self._ledger.try_again()
 
     def _note(self, settled: list[Job]) -> list[Job]:
         """Under the lock: the ledger has settled these, so there is room."""
