@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -115,6 +116,7 @@ class Link:
         self._failed_rounds = 0
         self._useful_since: float | None = None  # of the monotonic clock
         self._stopping = False
+        self._over = False  # the loop's last turn is done
         self._cut_off = False  # in the middle of its goodbye
         self._received = 0
         self._silent_looks = 0
@@ -134,6 +136,9 @@ class Link:
         # can say whether it comes. Who acquires this first decides.
         begun = threading.Lock()
         try:
+            # Not by its start(), which ends at each error: a poller that it can't make anew, for want of a
+            # descriptor, leaves it in a state in which it never starts again.
+            self._loop.activate_poller()
             self._services = pika_internals.services(self._loop)
             self._loop.add_callback_threadsafe(self.guarded(self._begin_round))
             self._thread = threading.Thread(
@@ -179,7 +184,7 @@ class Link:
         self._thread.join(min(within, threading.TIMEOUT_MAX))
         answered = not self._thread.is_alive()
         if not answered:
-            self.call(self._loop.stop)
+            self.call(self._end)
             self._thread.join(_HARD_STOP)
         return answered and not self._cut_off
 
@@ -197,10 +202,10 @@ class Link:
     def _run(self, begun: threading.Lock) -> None:
         if not begun.acquire(blocking=False):
             return  # who started it was interrupted, and has given it up
-        while True:
+        while not self._over:
             try:
-                self._loop.start()
-                break
+                self._loop.poll()
+                self._loop.process_timeouts()
             except BaseException as exc:
                 if self._forgotten:
                     return
@@ -215,6 +220,10 @@ class Link:
             pika_internals.close_socket(self._connection)
         self._loop.close()
         self._user.link_ended()
+
+    def _end(self) -> None:
+        """The turn that the loop is in is its last one."""
+        self._over = True
 
     def guarded(self, callback: Callable[..., object]) -> Callable[..., None]:
         """A callback that raises ends the connection, and not the thread."""
@@ -283,6 +292,8 @@ class Link:
         parameters.blocked_connection_timeout = None
         parameters.channel_max = max(self._channels, parameters.channel_max)
         try:
+            # Pika would find out in a callback of its own that there is no descriptor left, and never tell.
+            socket.socket().close()
             self._connection = pika_internals.asynchronous()(
                 parameters,
                 on_open_callback=self._of_this_attempt(lambda _connection: self._open()),
@@ -296,7 +307,7 @@ class Link:
     def _refused(self, node: Node, exc: BaseException) -> None:
         self._connection = None
         if self._stopping:
-            self._loop.stop()
+            self._end()
             return
         failure = explain(exc, node.tls)
         failure.__cause__ = exc
@@ -380,7 +391,7 @@ class Link:
             self._failed_rounds = 0
         if self._stopping:
             self._cut_off = not isinstance(exc, pika_errors.ConnectionClosedByClient)
-            self._loop.stop()
+            self._end()
             self._user.link_lost(exc)
             return
         if self.error is None:
@@ -403,6 +414,6 @@ class Link:
         connection = self._connection
         if connection is None or pika_internals.is_shaking_hands(connection):
             # Pika fails at a goodbye in the middle of the handshake. The thread closes the socket.
-            self._loop.stop()
+            self._end()
         elif not (connection.is_closing or connection.is_closed):
             connection.close()  # _lost, or _refused, follows, and stops the loop
