@@ -16,6 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from flask_pika import confirms
 from flask_pika.confirms import Lane, Ledger, Outcome, Publish
+from flask_pika.nacks import Nacks
+from tests.stand_ins import Clock
 
 GOOD = ("", "good")
 MAY_BE_MISSING = ("missing", "gone")
@@ -74,12 +76,14 @@ class Wire:
 class LedgerHistory(RuleBasedStateMachine):
     """What may happen to a ledger, in any order. The model below knows nothing of how the ledger does it."""
 
+    has_nacks = False  # and so an order that is a matter of each destination's own
+
     @initialize(seed=st.integers(0, 2**32), names_it=st.booleans(), generous=st.booleans())
     def begin(self, seed: int, names_it: bool, generous: bool) -> None:
-        self.ledger: Ledger[Note] = Ledger(MOST, MOST_BYTES)
+        self.ledger: Ledger[Note] = self.make_ledger()
         self.main = Wire(self.ledger, self.ledger.main)
         self.suspects = Wire(self.ledger, self.ledger.suspects)
-        self.wires = (self.main, self.suspects)
+        self.wires: tuple[Wire, ...] = (self.main, self.suspects)
         self.notes: list[Note] = []
         self.outcomes: dict[Note, Outcome] = {}  # as first seen
         self.told: set[Note] = set()  # whose callers have heard, or have stopped waiting
@@ -92,6 +96,9 @@ class LedgerHistory(RuleBasedStateMachine):
         self.chance = random.Random(seed)
         self.names_it = names_it
         self.generous = generous
+
+    def make_ledger(self) -> Ledger[Note]:
+        return Ledger(MOST, MOST_BYTES)
 
     # The model
 
@@ -136,14 +143,18 @@ class LedgerHistory(RuleBasedStateMachine):
         covered = [each for each in wire.flying if each == tag or (multiple and (each <= tag or not tag))]
         expected: dict[Note, set[Outcome | None]] = {}
         for each in covered:
-            outcome = Outcome.CONFIRMED if ack else Outcome.NACKED
-            if ack and each in wire.returned:
-                outcome = Outcome.RETURNED
             note = wire.flying.pop(each)
-            expected[note] = {outcome}
+            allowed: set[Outcome | None] = {Outcome.CONFIRMED} if ack else self.after_a_nack(note)
+            expected[note] = {Outcome.RETURNED} if ack and each in wire.returned else allowed
             if wire is self.suspects:
                 self.diverted.discard(note.exchange)
         self.learn(self.ledger.settle(wire.lane, tag, multiple, ack), expected)
+
+    def after_a_nack(self, note: Note) -> set[Outcome | None]:
+        return {Outcome.NACKED}
+
+    def after_giving_up(self, note: Note) -> set[Outcome]:
+        return {Outcome.GIVEN_UP}
 
     def lost(self, wire: Wire) -> dict[Note, set[Outcome | None]]:
         """The wire is cut, for a reason that has nothing to do with what was on it."""
@@ -169,13 +180,15 @@ class LedgerHistory(RuleBasedStateMachine):
                 for note in self.unsettled() - set(self.flying()) - expected.keys():
                     if note.exchange == culprit.exchange:
                         expected[note] = {None, Outcome.REFUSED}
-        elif names_it and wire is self.main:
+        elif names_it and wire is not self.suspects:
             self.diverted.add(culprit.exchange)
         text = not_found(culprit.exchange) if names_it else "NOT_FOUND"
         self.learn(self.ledger.channel_closed(wire.lane, 404, text), expected)
 
     def cut_connection(self, blame: tuple[int, str] | None) -> None:
-        expected = self.lost(self.main) | self.lost(self.suspects)
+        expected: dict[Note, set[Outcome | None]] = {}
+        for wire in self.wires:
+            expected |= self.lost(wire)
         if blame is not None:
             for note, allowed in expected.items():
                 if note.exchange == POISON:
@@ -209,7 +222,7 @@ class LedgerHistory(RuleBasedStateMachine):
         self.sent(self.main, taken)
         assert not {note.exchange for note in taken} & self.diverted, "it takes others with it"
         numbers = [latest, *(note.number for note in taken)]
-        assert numbers == sorted(numbers), "the order was lost"
+        assert numbers == sorted(numbers) or self.has_nacks, "the order was lost"
         if taken:
             assert len(flying) <= messages
             assert len(flying) == 1 or sum(note.size for note in flying.values()) <= size
@@ -222,9 +235,9 @@ class LedgerHistory(RuleBasedStateMachine):
         self.sent(self.suspects, taken)
 
     @precondition(lambda self: self.flying())
-    @rule(lane=st.sampled_from([0, 1]), which=st.integers(0, 11), multiple=st.booleans(), ack=st.booleans())
+    @rule(lane=st.integers(0, 3), which=st.integers(0, 11), multiple=st.booleans(), ack=st.booleans())
     def broker_confirms(self, lane: int, which: int, multiple: bool, ack: bool) -> None:
-        wire = self.wires[lane]
+        wire = self.wires[lane % len(self.wires)]
         able = []
         for tag, note in wire.flying.items():
             if self.at_fault(note):
@@ -249,9 +262,9 @@ class LedgerHistory(RuleBasedStateMachine):
         self.ledger.returned(wire.lane, "never seen", "", "key", NO_ROUTE)
 
     @precondition(lambda self: self.flying())
-    @rule(lane=st.sampled_from([0, 1]), which=st.integers(0, 11))
+    @rule(lane=st.integers(0, 3), which=st.integers(0, 11))
     def broker_returns(self, lane: int, which: int) -> None:
-        wire = self.wires[lane]
+        wire = self.wires[lane % len(self.wires)]
         able = [
             tag for tag, note in wire.flying.items() if note.exchange in GOOD and tag not in wire.returned
         ]
@@ -305,8 +318,11 @@ class LedgerHistory(RuleBasedStateMachine):
             self.told.add(note)
             assert note.sent == bool(self.times_sent.get(note))
             if note not in flying:
-                assert note.outcome is Outcome.GIVEN_UP
-                self.outcomes[note] = Outcome.GIVEN_UP
+                assert note.outcome in self.after_giving_up(note)
+                self.outcomes[note] = note.outcome
+
+    def in_line(self) -> bool:
+        return False
 
     @invariant()
     def books_balance(self) -> None:
@@ -321,7 +337,8 @@ class LedgerHistory(RuleBasedStateMachine):
             assert len(wire.lane) == len(wire.flying)
             assert wire.lane.bytes == sum(note.size for note in wire.flying.values())
         at_rest = pending - set(self.flying())
-        assert (self.ledger.waits or self.ledger.has_suspects) == bool(at_rest), "one is lost, or too many"
+        has_some = self.ledger.waits or self.ledger.has_suspects or self.in_line()
+        assert has_some == bool(at_rest), "one is lost, or too many"
         asked = self.ledger.unsettled()
         assert len(asked) == len(set(asked))
         assert set(asked) == pending - self.left
@@ -349,6 +366,9 @@ class LedgerHistory(RuleBasedStateMachine):
         elif fault is not None:
             self.close_channel(wire, self.names_it)
 
+    def time_passes(self) -> None:
+        """At a broker that is healthy, too."""
+
     def teardown(self) -> None:
         if not hasattr(self, "ledger"):
             return
@@ -362,7 +382,9 @@ class LedgerHistory(RuleBasedStateMachine):
                 self.take_suspects()
             # The suspects first: only then is it certain whom a lost connection is to be blamed on.
             self.serve(self.suspects)
-            self.serve(self.main)
+            for wire in self.wires:
+                self.serve(wire)
+            self.time_passes()
             self.books_balance()
             if not self.ledger.messages:
                 break
@@ -378,6 +400,67 @@ class LedgerHistory(RuleBasedStateMachine):
 
 LedgerHistory.TestCase.settings = settings(max_examples=500, stateful_step_count=40, deadline=None)
 TestLedgerHistory = LedgerHistory.TestCase
+
+
+class NackedHistory(LedgerHistory):
+    """The same, where nacks are not believed at once, and channels are replaced meanwhile."""
+
+    has_nacks = True
+
+    def make_ledger(self) -> Ledger[Note]:
+        self.clock = Clock()
+        self.nacks: Nacks[Note] = Nacks(self.clock)
+        self.nacked: set[Note] = set()  # as their last word
+        return Ledger(MOST, MOST_BYTES, self.nacks)
+
+    def after_a_nack(self, note: Note) -> set[Outcome | None]:
+        if note in self.left or not note.retry:
+            return {Outcome.NACKED}
+        self.nacked.add(note)
+        return {None, Outcome.NACKED}
+
+    def after_giving_up(self, note: Note) -> set[Outcome]:
+        if note in self.nacked:
+            return {Outcome.NACKED}
+        return {Outcome.GIVEN_UP} if self.times_sent.get(note) else {Outcome.GIVEN_UP, Outcome.NACKED}
+
+    def sent(self, wire: Wire, notes: list[Note]) -> None:
+        super().sent(wire, notes)
+        self.nacked.difference_update(notes)
+
+    def cut_connection(self, blame: tuple[int, str] | None) -> None:
+        super().cut_connection(blame)
+        self.wires = (self.main, self.suspects)
+
+    def in_line(self) -> bool:
+        waiting = self.nacks.unsettled()
+        assert len(waiting) == len(set(waiting))
+        return bool(waiting)
+
+    @rule(seconds=st.sampled_from([0.05, 0.2, 0.9, 1.5, 40.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def time_passes(self) -> None:
+        """As the dispatcher does it."""
+        self.clock.now += 1.0
+        self.wires = (
+            self.main,
+            self.suspects,
+            *(wire for wire in self.wires[2:] if wire.flying),
+        )
+        assert [wire.lane for wire in self.wires[2:]] == self.ledger.retiring
+        main = self.main.lane
+        if len(self.ledger.retiring) < 2 and self.nacks.wants_new(main.number, main.opened):
+            assert self.ledger.renew(self.clock.now) is main
+            old, self.main = self.main, Wire(self.ledger, self.ledger.main)
+            self.wires = (self.main, self.suspects, *self.wires[2:], *([old] if old.flying else []))
+        self.ledger.try_again()
+
+
+NackedHistory.TestCase.settings = settings(max_examples=500, stateful_step_count=40, deadline=None)
+TestNackedHistory = NackedHistory.TestCase
 
 
 # What the ledger promises, one by one

@@ -239,6 +239,9 @@ class Ledger(Generic[P]):
     def settle(self, lane: Lane[P], tag: int, multiple: bool, ack: bool) -> list[P]:
         """The broker's ack or nack; what it settled, each with its outcome."""
         found = lane.pop(tag, multiple)
+        if lane is self.suspects:
+            for publish in found:
+                self._diverted.pop(publish.exchange, None)
         nacks = self._nacks
         if nacks is not None and not ack:
             found = [one for one in found if nacks.believes(one, lane.number, lane.opened)]
@@ -256,9 +259,6 @@ class Ledger(Generic[P]):
                 publish.outcome = Outcome.CONFIRMED
             self.bytes -= publish.size
         self.messages -= len(found)
-        if lane is self.suspects:
-            for publish in found:
-                self._diverted.pop(publish.exchange, None)
         if self.retiring and not len(lane) and lane in self.retiring:
             self.retiring.remove(lane)
         self._check_counts()

@@ -222,6 +222,16 @@ def explain(exc: BaseException, tls: bool) -> Failure:
     return Failure(f"pika raised {type(exc).__name__}")
 
 
+def refuses_channels(exc: BaseException) -> bool:
+    """Whether a connection was closed over a channel more than its user, or the node, may have.
+
+    RabbitMQ's own words: other connection errors have the same code, 530.
+    """
+    if not isinstance(exc, pika_errors.ConnectionClosedByBroker):
+        return False
+    return exc.reply_code == 530 and "number of channels" in exc.reply_text
+
+
 def _innermost(exc: BaseException) -> BaseException:
     """Pika wraps errors as an attribute or the only argument of others; of several, the last one counts."""
     for _ in range(8):

@@ -16,8 +16,8 @@ from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from . import pika_internals
 from .backoff import Backoff
-from .connecting import Failure, explain, resolve, unavailable, unresolved
-from .errors import BrokerUnavailable
+from .connecting import Failure, explain, refuses_channels, resolve, unavailable, unresolved
+from .errors import BrokerRefused, BrokerUnavailable
 from .nodes import Node
 
 logger = logging.getLogger("flask_pika.connection")
@@ -315,11 +315,15 @@ class Link:
         self._try_next()
 
     def _end_round(self) -> None:
-        error = unavailable(self._failures)
-        if self.error is None:
+        self._back_off()
+        self._fail(unavailable(self._failures))
+
+    def _fail(self, error: BrokerUnavailable) -> None:
+        # A refusal is another incident than the loss before it: it does not pass by itself.
+        news = isinstance(error, BrokerRefused) and not isinstance(self.error, BrokerRefused)
+        if self.error is None or news:
             logger.warning("%s: RabbitMQ is unavailable, trying on with back-off: %s", self._name, error)
         self.error = error
-        self._back_off()
         self._user.link_failed(error)
 
     def _back_off(self) -> None:
@@ -394,12 +398,19 @@ class Link:
             self._end()
             self._user.link_lost(exc)
             return
-        if self.error is None:
+        no_channel = self._useful_since is None and refuses_channels(exc)
+        if self.error is None and not no_channel:
             self.error = BrokerUnavailable(f"the connection to RabbitMQ was lost: {explain(exc, False)}")
             self.error.__cause__ = exc
             logger.warning("%s: %s", self._name, self.error)
         self._back_off()
         self._user.link_lost(exc)
+        if no_channel:
+            error = BrokerRefused(
+                f"RabbitMQ takes the connection, and no channel on it: {explain(exc, False)}"
+            )
+            error.__cause__ = exc
+            self._fail(error)
 
     def _drop(self, exc: BaseException) -> None:
         """End the connection without a goodbye; ``_lost``, or ``_refused``, follows."""

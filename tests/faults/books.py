@@ -56,6 +56,8 @@ class Books:
     :ivar disturbances: when something was broken on purpose.
     :ivar returns: when what was broken was there again.
     :ivar left: the ids that are still at the broker: dead letters, or in a queue that nobody consumes.
+    :ivar deletions: when an operator deleted a queue that was empty. What was under way then may have come
+        after the look and before the end: RabbitMQ confirms it, and it is the operator who lost it.
     """
 
     rules: Rules
@@ -64,6 +66,7 @@ class Books:
     disturbances: Sequence[Disturbance]
     returns: Sequence[float] = ()
     left: Collection[str] = ()
+    deletions: Sequence[Disturbance] = ()
     _by_id: dict[str, list[Run]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -134,7 +137,12 @@ class Books:
         assert not found, text
 
     def _lost(self) -> list[str]:
-        return [f"{one} was accepted" for one in sorted(self.accepted - self.committed - set(self.left))]
+        missing = self.accepted - self.committed - set(self.left) - self._deleted()
+        return [f"{one} was accepted" for one in sorted(missing)]
+
+    def _deleted(self) -> set[str]:
+        """What an operator may have deleted."""
+        return {answer.id for answer in self.answers if _meets(answer, self.deletions)}
 
     def _twice_for_nothing(self) -> list[str]:
         """A second run needs a disturbance between the first one's publishing and its own beginning."""
@@ -178,7 +186,7 @@ class Books:
         ]
 
     def _was_disturbed(self, answer: Answer) -> bool:
-        return any(known.began <= answer.ended and answer.began <= known.ended for known in self.disturbances)
+        return _meets(answer, self.disturbances)
 
     def _late(self) -> list[str]:
         most = self.rules.timeout + self.rules.grace
@@ -188,3 +196,8 @@ class Books:
         if self.rules.unanswered:
             return []
         return [f"{answer}" for answer in self.answers if answer.status is None]
+
+
+def _meets(answer: Answer, times: Sequence[Disturbance]) -> bool:
+    """Whether the request was under way in one of these."""
+    return any(known.began <= answer.ended and answer.began <= known.ended for known in times)

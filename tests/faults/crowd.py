@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pika
@@ -84,23 +83,31 @@ class Crowd:
             self._answers.append(Answer(one, began, time.monotonic(), status, name, text))
 
 
-@contextlib.contextmanager
-def a_queue(
-    url: str, name: str, arguments: dict[str, Any] | None = None
-) -> Iterator[Callable[[], list[tuple[Any, bytes]]]]:
-    """A durable queue; the function takes all that is in it: properties, and body."""
-    connection = pika.BlockingConnection(pika.URLParameters(url))
-    channel: Any = connection.channel()
-    channel.queue_declare(name, durable=True, arguments=arguments)
+class OwnQueue:
+    """A durable queue of a test's, which it looks into by itself, in a ``with`` block."""
 
-    def take() -> list[tuple[Any, bytes]]:
+    def __init__(self, url: str, name: str, arguments: dict[str, Any] | None = None) -> None:
+        self._connection = pika.BlockingConnection(pika.URLParameters(url))
+        self._channel: Any = self._connection.channel()
+        self._channel.queue_declare(name, durable=True, arguments=arguments)
+        self._name = name
+
+    def take(self) -> list[tuple[Any, bytes]]:
+        """All that is in it: properties, and body."""
         found = []
-        while (got := channel.basic_get(name, auto_ack=True))[0] is not None:
+        while (got := self._channel.basic_get(self._name, auto_ack=True))[0] is not None:
             found.append((got[1], got[2]))
         return found
 
-    try:
-        yield take
-        channel.queue_delete(name)
-    finally:
-        connection.close()
+    def purge(self) -> int:
+        """How many were in it: of those that pika cannot read."""
+        return int(self._channel.queue_purge(self._name).method.message_count)
+
+    def __enter__(self) -> OwnQueue:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            self._channel.queue_delete(self._name)
+        finally:
+            self._connection.close()

@@ -18,7 +18,7 @@ from tests.faults.books import Books, Rules
 from tests.faults.load import Load
 from tests.faults.programs import WebServer, WorkerProgram
 from tests.faults.report import Report
-from tests.ledger import Ledger
+from tests.ledger import Disturbance, Ledger
 from tools.proxy import Proxy
 from tools.rabbitmq_cluster import RabbitMQCluster
 from tools.rabbitmq_node import RabbitMQNode
@@ -30,6 +30,8 @@ PASSWORD = "l4b-s3cret-of-the-lab"
 
 #: Seconds after which the stand-in that gives up early does so.
 EARLY = 0.3
+#: Seconds that a publish may take of the stand-in that has no deadline.
+NO_DEADLINE = 600.0
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Setting:
     :ivar path: the view that is asked: ``publish``, or ``pool`` for a pooled channel in confirm mode.
     :ivar pace: seconds that a client waits between two requests; ``most``: requests, in all.
     :ivar workers: processes of ``flask pika worker``.
+    :ivar worker_options: further options of each.
     :ivar work: seconds that a handler takes.
     :ivar timeout: seconds that a publish may take.
     :ivar params: connection parameters beyond host, port, user and password.
     :ivar pool: ``FLASK_PIKA_POOL_PARAMS``.
     :ivar queue: arguments of the queue; the default is a quorum queue with a member on each node.
+    :ivar exchange: the app publishes through an exchange of its own, of this name; empty: the default one.
     :ivar refusals: the errors with which the broker may refuse while it is disturbed.
     :ivar unanswered: whether requests may end without an answer, since the scenario kills the web server.
     :ivar env: of the programs.
@@ -57,6 +61,7 @@ class Setting:
     pace: float = 0.005
     most: int = 20_000
     workers: int = 1
+    worker_options: Sequence[str] = ()
     work: float = 0.0
     timeout: float = 10.0
     params: Mapping[str, object] = field(default_factory=dict)
@@ -64,6 +69,7 @@ class Setting:
     queue: Mapping[str, object] = field(
         default_factory=lambda: {"x-queue-type": "quorum", "x-quorum-initial-group-size": 3}
     )
+    exchange: str = ""
     refusals: Collection[str] = ()
     unanswered: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
@@ -118,6 +124,9 @@ class Lab:
         self.queue = f"lab-{site.number()}"
         self.place = site.records / self.queue
         self.returns: list[float] = []
+        self.deletions: list[Disturbance] = []
+        #: A file with the password, where it is another one than at the start. Not among what is searched.
+        self.password = site.records.with_name(f"{self.queue}-password")
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Lab:
@@ -130,7 +139,9 @@ class Lab:
                 WebServer(self.setting.server, self.env(), self.place / "server.log", self.setting.options)
             )
             self.workers = [
-                stack.enter_context(WorkerProgram(self.env(), self.place / f"worker-{number}.log"))
+                stack.enter_context(
+                    WorkerProgram(self.env(), self.place / f"worker-{number}.log", self.worker_options)
+                )
                 for number in range(self.setting.workers)
             ]
             self.load = Load(
@@ -159,7 +170,11 @@ class Lab:
         params: Mapping[str, object] = self.setting.params
         if self.stand_in == "no heartbeat":
             params = {**params, "heartbeat": 0}
-        timeout = EARLY if self.stand_in == "gives up early" else self.setting.timeout
+        timeout = {"gives up early": EARLY, "no deadline": NO_DEADLINE}.get(
+            self.stand_in, self.setting.timeout
+        )
+        if self.stand_in == "no deadline":
+            params = {**params, "blocked_connection_timeout": None}
         return {
             "FLASK_PIKA_PARAMS": json.dumps(
                 [
@@ -176,15 +191,26 @@ class Lab:
             "FLASK_PIKA_POOL_PARAMS": json.dumps(pool),
             "FLASK_PIKA_PUBLISHER_PARAMS": json.dumps({"timeout": timeout}),
             "QUEUE": self.queue,
+            "EXCHANGE": self.setting.exchange,
+            "PASSWORD_FILE": str(self.password),
+            "PLACE": str(self.place),
             "LEDGER": str(self.place / "ledger"),
             "WORK": str(self.setting.work),
             "STAND_IN": self.stand_in,
             **self.setting.env,
         }
 
+    @property
+    def worker_options(self) -> Sequence[str]:
+        more = ["--drain-timeout=0"] if self.stand_in == "no drain" else []
+        return [*self.setting.worker_options, *more]
+
     def declare(self) -> None:
         with self.site.channel() as ch:
             ch.queue_declare(self.queue, durable=True, arguments=dict(self.setting.queue))
+            if self.setting.exchange:
+                ch.exchange_declare(self.setting.exchange, durable=True)
+                ch.queue_bind(self.queue, self.setting.exchange, self.queue)
 
     # For faults
 
@@ -194,9 +220,20 @@ class Lab:
         with self.ledger.disturbance():
             yield
 
-    def returned(self) -> None:
-        """What was broken is there again: from now on it is counted how long the first success takes."""
-        self.returns.append(time.monotonic())
+    def returned(self, at: float | None = None) -> None:
+        """What was broken is there again: from now on it is counted how long the first success takes.
+
+        :param at: or from then on, of the monotonic clock.
+        """
+        self.returns.append(time.monotonic() if at is None else at)
+
+    @contextlib.contextmanager
+    def deletion(self) -> Iterator[None]:
+        """While the queue is deleted, if it is empty: see :attr:`Books.deletions`."""
+        one = Disturbance(time.monotonic())
+        yield
+        one.ended = time.monotonic()
+        self.deletions.append(one)
 
     def goes_on(self, more: int = 100) -> None:
         self.load.goes_on(more)
@@ -228,6 +265,7 @@ class Lab:
             self.ledger.disturbances,
             self.returns,
             self.left(),
+            self.deletions,
         )
 
     def left(self) -> set[str]:
@@ -254,8 +292,11 @@ class Lab:
             return 1  # nobody knows
 
 
-def run(scenario: Scenario, site: Site, report: Report, *, grace: float) -> None:
-    """One round: the fault under load, what follows, and the books balance."""
+def run(scenario: Scenario, site: Site, report: Report, *, grace: float) -> Lab:
+    """One round: the fault under load, what follows, and the books balance.
+
+    :returns: the lab, which is over.
+    """
     with Lab(site, scenario.setting, grace) as lab:
         lab.goes_on()
         scenario.fault(lab)
@@ -273,6 +314,7 @@ def run(scenario: Scenario, site: Site, report: Report, *, grace: float) -> None
         longest_over=books.longest_over,
         recoveries=books.recoveries,
     )
+    return lab
 
 
 def run_stand_in(scenario: Scenario, stand_in: str, site: Site, report: Report) -> None:

@@ -22,6 +22,17 @@ _USED = "tests.faults.app:create_used_app()"
 _GUNICORN = (sys.executable, "-m", "gunicorn", "--bind=127.0.0.1:{port}", "--graceful-timeout=30")
 _GTHREAD = (*_GUNICORN, "--worker-class=gthread", "--workers=2", "--threads=4")
 _GEVENT = (*_GUNICORN, "--worker-class=gevent", "--workers=2")
+_UWSGI = (
+    str(Path(sys.executable).parent / "uwsgi"),
+    f"--virtualenv={sys.prefix}",
+    "--http-socket=127.0.0.1:{port}",
+    "--master",
+    "--need-app",
+    "--enable-threads",
+    "--processes=2",
+    "--threads=4",
+    "--die-on-term",
+)
 #: How each server is told to run the app; further options go before the last part.
 SERVERS: Mapping[str, tuple[str, ...]] = {
     "gunicorn gthread": (*_GTHREAD, _APP),
@@ -37,8 +48,24 @@ SERVERS: Mapping[str, tuple[str, ...]] = {
         "--call",
         "tests.faults.app:create_app",
     ),
+    # The one loads the app before it forks, the other in each process.
+    "uWSGI": (*_UWSGI, f"--module={_USED}"),
+    "uWSGI, lazy apps": (*_UWSGI, "--lazy-apps", f"--module={_APP}"),
 }
 P = TypeVar("P", bound="Program")
+
+
+def members(session: int) -> set[int]:
+    """The processes of a session, but for those that are dead already."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                # After the name: state, parent, group, session.
+                state, _, _, its = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(its) == session and state != "Z":
+                    found.add(int(entry.name))
+    return found
 
 
 class Program:
@@ -47,6 +74,8 @@ class Program:
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self._command, self._env, self.log = command, env, log
         self._process: subprocess.Popen[bytes] | None = None
+        #: The processes that were still there after its end in order, when the ``with`` block is over.
+        self.left_over: set[int] = set()
 
     @property
     def pid(self) -> int:
@@ -103,6 +132,7 @@ class Program:
             self.signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(15)
+        self.left_over = members(session)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(session, signal.SIGKILL)
         self._process.wait()

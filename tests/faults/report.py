@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import collections
 import datetime
+import json
 import math
 import platform
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 #: The groups of scenarios, by their numbers.
 GROUPS = {
@@ -21,6 +25,9 @@ GROUPS = {
     7: "Soak",
     8: "Bad input and bad peers",
 }
+#: What ``make soak`` leaves in the documentation's directory: its summary and its plot.
+SOAK = "soak.json"
+SOAK_PLOT = "images/soak.svg"
 
 
 @dataclass
@@ -103,8 +110,11 @@ class Report:
         every = [one for row in self.rows for one in row.recoveries]
         return statistics.median(every) if every else math.nan
 
-    def page(self, broker: str, command: str) -> str:
-        """The page, in Markdown."""
+    def page(self, broker: str, command: str, docs: Path | None = None) -> str:
+        """The page, in Markdown.
+
+        :param docs: the directory that it is for; the last soak's results are there, if there are any.
+        """
         tried, lost = sum(row.tried for row in self.rows), sum(row.lost for row in self.rows)
         lines = [
             "# Reliability: what was done to it, and what was lost",
@@ -120,8 +130,9 @@ class Report:
         ]
         for group, title in GROUPS.items():
             rows = [row for row in self.rows if row.group == group]
-            if rows:
-                lines += [f"## {title}", "", *_table(rows), ""]
+            more = soak_section(docs) if group == 7 and docs is not None else []
+            if rows or more:
+                lines += [f"## {title}", "", *(_table(rows) if rows else []), "", *more]
         return "\n".join(lines)
 
 
@@ -154,3 +165,58 @@ def _table(rows: Sequence[Row]) -> list[str]:
         cells += [f"{row.lost:,}", f"{row.twice:,}", over, back, caught]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+#: The heading of the last soak.
+_LONG = "### The last long one"
+
+
+def soak_section(docs: Path) -> list[str]:
+    """The section of the last soak, as lines; none, when there was none."""
+    if not (docs / SOAK).exists():
+        return []
+    told = json.loads((docs / SOAK).read_text())
+    refused = ", ".join(f"{count:,} {name}" for name, count in told["refused"].items()) or "none"
+    faults = ", ".join(f"{count} times {name}" for name, count in told["faults"].items()) or "none"
+    lines = [
+        _LONG,
+        "",
+        f"Written by `make soak` on {told['date']}: {told['on']}.",
+        "",
+        f"{told['minutes']:g} minutes of load, half of it through `publish()` and half through the pool.",
+        f"Faults: {faults}. Tried: {told['tried']:,}; confirmed: {told['accepted']:,}; refused: {refused};",
+        f"**lost: {told['lost']:,}**; twice: {told['twice']:,}.",
+        "",
+        "The median of the second quarter of each process's life is compared with that of the last one: what",
+        "work needs does not grow between them, and what leaks does.",
+        "",
+        "| process | what | second quarter | last quarter | allowed | |",
+        "|---|---|---|---|---|---|",
+        *(_judged(one) for one in told["judged"]),
+        "",
+    ]
+    if (docs / SOAK_PLOT).exists():
+        text = "Memory, open files and threads of each process, and RabbitMQ's connections, over the time"
+        lines += [f"![{text}]({SOAK_PLOT})", ""]
+    return lines
+
+
+def _judged(one: dict[str, Any]) -> str:
+    told = "flat" if one["is_flat"] else "**grown**"
+    numbers = " | ".join(f"{one[key]:.1f}" for key in ("second", "last", "allowed"))
+    return f"| {one['who']} | {one['what']} | {numbers} | {told} |"
+
+
+def with_soak(page: str, docs: Path) -> str:
+    """The page with the last soak, at the end of its section, in the place of the one that it has."""
+    before, title, after = page.partition(f"## {GROUPS[7]}\n")
+    if not title:
+        before, title, after = page.partition(f"## {GROUPS[8]}\n")
+        return f"{before.rstrip()}\n\n## {GROUPS[7]}\n\n" + "\n".join(
+            [*soak_section(docs), *([title + after] if title else [])]
+        )
+    start = re.search(r"^## ", after, re.MULTILINE)
+    end = len(after) if start is None else start.start()
+    kept = after[:end].partition(_LONG)[0].rstrip("\n")
+    section = "\n".join([*([kept, ""] if kept else [""]), *soak_section(docs)])
+    return before + title + section + ("" if start is None else "\n") + after[end:]

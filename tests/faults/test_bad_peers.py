@@ -17,7 +17,7 @@ from flask_pika import Delivery, Pika, pika_internals
 from flask_pika.backoff import Backoff
 from tests.conftest import wait_for
 from tests.faults.books import Books, Rules
-from tests.faults.crowd import Crowd, Way, a_queue, new_app
+from tests.faults.crowd import Crowd, OwnQueue, Way, new_app
 from tests.faults.peers import FOUR_GIGABYTES, INVENTED, Impostor, Memory, Script, Switch, scripts, words
 from tests.faults.report import Report
 from tests.ledger import Disturbance, Ledger, Run
@@ -125,7 +125,7 @@ def meet_impostors(
 ) -> tuple[Books, int]:
     """The broker is replaced by an impostor, and comes back; what became of all, and the memory it took."""
     queue = f"impostors-{next(names)}"
-    with a_queue(node.url, queue) as take, Switch(node.port) as switch, Impostor(plan) as impostor:
+    with OwnQueue(node.url, queue) as own, Switch(node.port) as switch, Impostor(plan) as impostor:
         with make_ways(switch.port, queue) as ways, Crowd(ways) as crowd:
             crowd.goes_on()
             memory = Memory()
@@ -138,7 +138,7 @@ def meet_impostors(
             crowd.goes_on()
             disturbed.ended = time.monotonic()
             crowd.stop()
-        left = {body.decode() for _, body in take()}
+        left = {body.decode() for _, body in own.take()}
         assert impostor.served >= len(plan)
     return books_of(crowd, grace, disturbed, left, [returned]), grown
 
@@ -180,7 +180,7 @@ def naive_ways(port: int, queue: str) -> Iterator[list[Way]]:
 def test_clients_without_a_bound_are_caught(node: RabbitMQNode, report: Report) -> None:
     silent = [Script(b"", stage) for stage in range(2)]
     queue = f"impostors-{next(names)}"
-    with a_queue(node.url, queue) as take, Impostor(silent) as impostor, Switch(impostor.port) as switch:
+    with OwnQueue(node.url, queue) as own, Impostor(silent) as impostor, Switch(impostor.port) as switch:
         with naive_ways(switch.port, queue) as ways, Crowd(ways) as crowd:
             disturbed = Disturbance(time.monotonic())
             wait_for(lambda: impostor.met >= CLIENTS, "all of them connected")
@@ -191,7 +191,7 @@ def test_clients_without_a_bound_are_caught(node: RabbitMQNode, report: Report) 
             crowd.goes_on(1)
             disturbed.ended = time.monotonic()
             crowd.stop()
-        left = {body.decode() for _, body in take()}
+        left = {body.decode() for _, body in own.take()}
     found = books_of(crowd, 0.0, disturbed, left).findings()
     assert "later than its deadline" in found, found
     how = f"{len(found['later than its deadline'])} later than their deadline"
@@ -247,7 +247,7 @@ def interrupt(
     """Say each of these to all clients, while messages are under way; also, after what nothing went on."""
     queue = f"interrupted-{next(names)}"
     stuck, returns = [], []
-    with a_queue(node.url, queue) as take, Switch(node.port) as switch:
+    with OwnQueue(node.url, queue) as own, Switch(node.port) as switch:
         with (
             ways_through(switch.port, queue) as ways,
             Consuming(switch.port, queue, ledger),
@@ -270,7 +270,7 @@ def interrupt(
             crowd.stop()
             accepted = {one.id for one in crowd.answers if one.accepted}
             wait_for(lambda: accepted <= ledger.committed, lambda: f"{accepted - ledger.committed}", 120)
-        left = {body.decode() for _, body in take()}
+        left = {body.decode() for _, body in own.take()}
     # A broker that delivers what nobody published is believed: nothing in AMQP could tell.
     runs = [run for run in ledger.runs if run.id != INVENTED.decode()]
     return books_of(crowd, grace, disturbed, left, returns, runs), grown, stuck

@@ -1,0 +1,300 @@
+"""Scenarios 4: what a deployment does to its own processes; and forks, descriptors and clocks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import wait_for
+from tests.faults import lab as _lab
+from tests.faults.lab import Lab, Scenario, Setting, Site
+from tests.faults.mishaps import EATEN, NONE_LEFT, set_clock
+from tests.faults.programs import SERVERS, Program
+from tests.faults.report import Report
+from tests.test_worker_cli import is_there
+
+pytestmark = [pytest.mark.broker, pytest.mark.faults]
+
+GROUP = 4
+
+
+# What the scenarios are made of
+
+
+@contextlib.contextmanager
+def in_hand(lab: Lab) -> Iterator[None]:
+    """The network stands still, and each client waits for the confirm of what it has asked for."""
+    try:
+        for proxy in lab.proxies:
+            proxy.freeze()
+        lab.load.is_held_up()
+        yield
+    finally:
+        for proxy in lab.proxies:
+            proxy.restore()
+
+
+def replaced(program: Program, gone: set[int], count: int) -> None:
+    """Wait until a program has other children in the place of those, so many in all."""
+    wait_for(
+        lambda: not program.children & gone and len(program.children) == count,
+        lambda: f"{count} others than {gone}; there are {program.children}",
+        60,
+    )
+
+
+def signal_at_work(lab: Lab, pid: int, number: signal.Signals) -> None:
+    """Send a process a signal while it runs handlers: it is held in the midst of one until it has it."""
+
+    def is_held_at_work() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: is_stopped(pid), "a process that is stopped")
+        if any(run.pid == pid for run in lab.ledger.of(None)):
+            return True
+        os.kill(pid, signal.SIGCONT)
+        return False
+
+    wait_for(is_held_at_work, lambda: f"a handler that {pid} runs")
+    os.kill(pid, number)
+    os.kill(pid, signal.SIGCONT)
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+# Web servers
+
+
+def kill_web_processes(lab: Lab) -> None:
+    """One after the other, each with messages under way. Of these, none comes twice: who would send it?"""
+    for pid in sorted(lab.server.children) or [lab.server.pid]:
+        before = lab.server.children
+        with in_hand(lab):
+            os.kill(pid, signal.SIGKILL)
+        lab.returned()
+        if before:
+            replaced(lab.server, {pid}, len(before))
+        else:  # its supervisor is the lab
+            assert lab.server.stop() == -signal.SIGKILL
+            lab.server.start()
+            lab.returned()
+        lab.goes_on()
+
+
+def end_web_processes(lab: Lab) -> None:
+    """One after the other; what they have taken, they answer."""
+    for pid in sorted(lab.server.children):
+        before = lab.server.children
+        with in_hand(lab):
+            os.kill(pid, signal.SIGTERM)
+        replaced(lab.server, {pid}, len(before))
+        lab.goes_on()
+
+
+def reload(lab: Lab) -> None:
+    """With messages under way: new processes start, and the old ones answer what they have taken."""
+    before = lab.server.children
+    with in_hand(lab):
+        lab.server.signal(signal.SIGHUP)
+    replaced(lab.server, before, len(before))
+    lab.goes_on()
+
+
+def recycle(lab: Lab) -> None:
+    """Processes end after some 50 requests, and others take their place."""
+    wait_for(
+        lambda: lab.server.said.count("Autorestarting worker") >= 6 or lab.load.is_over,
+        lambda: f"processes that were recycled:\n{lab.server.said[-2000:]}",
+        120,
+    )
+    assert not lab.load.is_over
+
+
+# Workers
+
+
+def end_workers(lab: Lab) -> None:
+    """It ends in order while its handlers run. Nothing comes twice of it."""
+    for worker in lab.workers:
+        for pid in worker.children or [worker.pid]:
+            signal_at_work(lab, pid, signal.SIGTERM)
+        code = worker.stop()
+        assert code == 0 or lab.stand_in, f"its exit code is {code}:\n{worker.said[-2000:]}"
+        worker.start()
+        lab.goes_on()
+
+
+def kill_workers(lab: Lab) -> None:
+    for worker in lab.workers:
+        with lab.disturbed():
+            signal_at_work(lab, worker.pid, signal.SIGKILL)
+            assert worker.stop() == -signal.SIGKILL
+            worker.start()
+            lab.goes_on()
+
+
+def kill_worker_processes(lab: Lab) -> None:
+    """First its children, in turn, which it replaces; then the parent, whose children leave by themselves."""
+    (worker,) = lab.workers
+    for pid in sorted(worker.children):
+        with lab.disturbed():
+            signal_at_work(lab, pid, signal.SIGKILL)
+            replaced(worker, {pid}, 2)
+            lab.goes_on()
+    orphans = worker.children
+    with lab.disturbed():
+        worker.signal(signal.SIGKILL)
+        assert worker.stop() == -signal.SIGKILL
+        wait_for(lambda: not any(map(is_there, orphans)), f"the end of {orphans}", 60)
+        worker.start()
+        lab.goes_on()
+
+
+# The process itself
+
+
+def fork(lab: Lab) -> None:
+    """While others publish, views fork children that publish; they are in the load."""
+    lab.goes_on(200)
+
+
+def run_out_of_descriptors(lab: Lab) -> None:
+    """It has none left, and has to connect anew. What it has in hand gets an error, the rest is served."""
+    flag = lab.place / EATEN
+    with lab.disturbed():
+        with in_hand(lab):
+            flag.touch()
+            urllib.request.urlopen(urllib.request.Request(f"{lab.server.base}/eat", method="POST")).close()
+            wait_for(lambda: NONE_LEFT in lab.server.said, "the last descriptor's end")
+            for proxy in lab.proxies:
+                proxy.cut()
+        begun = len(lab.load.answers)
+        wait_for(
+            lambda: len(lab.load.answers) >= begun + 8 or lab.load.is_over,
+            lambda: f"8 errors; the last answers: {lab.load.answers[-3:]}",
+            60,
+        )
+        told = [answer for answer in lab.load.answers[begun:] if answer.error]
+        flag.unlink()
+        lab.returned()
+        lab.goes_on()
+    assert lab.stand_in or any("Too many open files" in answer.text for answer in told), told
+
+
+def set_clocks(lab: Lab) -> None:
+    """An hour forward, two back, and right again; with messages under way, and connections cut after each."""
+    for seconds in (3600.0, -3600.0, 0.0):
+        with lab.disturbed():
+            with in_hand(lab):
+                set_clock(lab.place, seconds)
+            lab.goes_on()
+            for proxy in lab.proxies:
+                proxy.cut()
+            lab.returned()
+            lab.goes_on()
+
+
+BUSY = Setting(work=0.05)
+SCENARIOS = [
+    *(
+        Scenario(
+            GROUP,
+            f"SIGKILL of each process of {server}",
+            kill_web_processes,
+            Setting(server=server, unanswered=True),
+            {"answers first": "lost"} if server in ("gunicorn gthread", "uWSGI") else {},
+        )
+        for server in SERVERS
+    ),
+    Scenario(
+        GROUP,
+        "SIGTERM of each process of gunicorn",
+        end_web_processes,
+        stand_ins={"answers first": "lost"},
+    ),
+    Scenario(
+        GROUP,
+        "HUP: gunicorn reloads",
+        reload,
+        Setting(server="gunicorn gevent"),
+        {"answers first": "lost"},
+    ),
+    Scenario(
+        GROUP,
+        "HUP: gunicorn reloads, preloaded",
+        reload,
+        Setting(server="gunicorn gthread, preload"),
+        {},
+    ),
+    Scenario(
+        GROUP,
+        "gunicorn recycles its processes, by max_requests",
+        recycle,
+        Setting(options=["--max-requests=50", "--max-requests-jitter=10"]),
+        {"answers first": "lost"},
+    ),
+    Scenario(GROUP, "SIGTERM of a worker", end_workers, BUSY, {"no drain": "twice without a cause"}),
+    Scenario(
+        GROUP,
+        "SIGTERM of a worker of 2 processes",
+        end_workers,
+        replace(BUSY, worker_options=["--processes=2"]),
+        {},
+    ),
+    Scenario(GROUP, "SIGKILL of a worker", kill_workers, BUSY, {"ack first": "lost"}),
+    Scenario(
+        GROUP,
+        "SIGKILL of a worker's processes, and of their parent",
+        kill_worker_processes,
+        replace(BUSY, worker_options=["--processes=2"]),
+        {"ack first": "lost"},
+    ),
+    Scenario(
+        GROUP,
+        "views fork children that publish",
+        fork,
+        Setting(path="fork"),
+        {"takes itself for its parent": "an error that nobody named"},
+    ),
+    Scenario(
+        GROUP,
+        "a process runs out of file descriptors",
+        run_out_of_descriptors,
+        Setting(server="waitress", options=["--no-log-socket-errors"], timeout=3.0),
+        {"no confirms": "lost"},
+    ),
+    Scenario(
+        GROUP,
+        "the wall clock is set an hour forward, and two back",
+        set_clocks,
+        Setting(env={"WALL_CLOCK": "1"}),
+        {"wall clock": "an error without a cause"},
+    ),
+]
+
+
+@_lab.parametrize(*SCENARIOS)
+def test_nothing_is_lost(scenario: Scenario, round_: int, whole: Site, report: Report, grace: float) -> None:
+    lab = _lab.run(scenario, whole, report, grace=grace)
+    for program in (lab.server, *lab.workers):
+        assert not program.left_over, f"processes are left:\n{program.said[-2000:]}"
+    wait_for(lambda: not connections(whole), lambda: f"no connection; there are {connections(whole)}")
+
+
+def connections(site: Site) -> list[str]:
+    """Those of the lab's programs that the broker still has."""
+    found = site.cluster.ctl("list_connections", "pid", "client_properties")
+    return [line for line in found.splitlines() if "lab on" in line]
+
+
+@_lab.parametrize_stand_ins(*SCENARIOS)
+def test_a_stand_in_is_caught(scenario: Scenario, stand_in: str, whole: Site, report: Report) -> None:
+    _lab.run_stand_in(scenario, stand_in, whole, report)
