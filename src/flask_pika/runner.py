@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import os
@@ -30,6 +31,9 @@ class ExitCode(enum.IntEnum):
 
 #: The signals that end it.
 ENDING = (signal.SIGTERM, signal.SIGINT)
+
+#: Seconds between two looks whether a signal has come.
+_LOOK = 1.0
 
 
 class Runner:
@@ -68,7 +72,7 @@ class Runner:
         for worker in self._workers:
             worker.on_refused = lambda: self._told.put("")
             worker.start()
-        why = self._told.get()
+        why = self._wait()
         refused = next((worker.refused for worker in self._workers if worker.refused is not None), None)
         if refused is not None and not why:
             logger.error("%s", refused)
@@ -77,6 +81,14 @@ class Runner:
         running = sum(worker.running for worker in self._workers)
         logger.info("%s: draining; %d handlers run", why, running)
         return self._drain()
+
+    def _wait(self) -> str:
+        """What :meth:`end` was told."""
+        while True:
+            # A signal that comes while the process is stopped may be given to another thread, which wakes
+            # nobody: Python calls its handler in this one, when that does something.
+            with contextlib.suppress(queue.Empty):
+                return self._told.get(timeout=_LOOK)
 
     def _drain(self) -> ExitCode:
         deadline = time.monotonic() + self._drain_timeout
