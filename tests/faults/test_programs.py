@@ -57,11 +57,18 @@ def replaced(program: Program, gone: set[int], count: int) -> None:
 def signal_at_work(lab: Lab, pid: int, number: signal.Signals) -> None:
     """Send a process a signal while it runs handlers: it is held in the midst of one until it has it."""
 
+    def at_work() -> set[str]:
+        # For a while, in which it runs: what it does first, it has done.
+        late = time.monotonic() - WORK / 4
+        return {run.id for run in lab.ledger.of(None) if run.pid == pid and run.begun < late}
+
     def is_held_at_work() -> bool:
+        before = at_work()
+        if not before:
+            return False
         os.kill(pid, signal.SIGSTOP)
-        now = time.monotonic()
         wait_for(lambda: is_stopped(pid), "a process that is stopped")
-        if any(run.pid == pid and now - run.begun > WORK / 4 for run in lab.ledger.of(None)):
+        if before & at_work():
             return True
         os.kill(pid, signal.SIGCONT)
         return False
