@@ -54,6 +54,14 @@ def replaced(program: Program, gone: set[int], count: int) -> None:
     )
 
 
+def processes(lab: Lab, worker: Program) -> list[int]:
+    """Those of a worker that run handlers, when all of them are there: the load does not wait for them."""
+    if "--processes=2" not in lab.setting.worker_options:
+        return [worker.pid]
+    replaced(worker, set(), 2)
+    return sorted(worker.children)
+
+
 def signal_at_work(lab: Lab, pid: int, number: signal.Signals) -> None:
     """Send a process a signal while it runs handlers: it is held in the midst of one until it has it."""
 
@@ -136,7 +144,7 @@ def recycle(lab: Lab) -> None:
 def end_workers(lab: Lab) -> None:
     """It ends in order while its handlers run. Nothing comes twice of it."""
     for worker in lab.workers:
-        for pid in worker.children or [worker.pid]:
+        for pid in processes(lab, worker):
             signal_at_work(lab, pid, signal.SIGTERM)
         code = worker.stop()
         assert code == 0 or lab.stand_in, f"its exit code is {code}:\n{worker.said[-2000:]}"
@@ -156,7 +164,7 @@ def kill_workers(lab: Lab) -> None:
 def kill_worker_processes(lab: Lab) -> None:
     """First its children, in turn, which it replaces; then the parent, whose children leave by themselves."""
     (worker,) = lab.workers
-    for pid in sorted(worker.children):
+    for pid in processes(lab, worker):
         with lab.disturbed():
             signal_at_work(lab, pid, signal.SIGKILL)
             replaced(worker, {pid}, 2)
