@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ import pytest
 from flask_pika.broker import Broker
 from tests.conftest import wait_for
 from tests.test_worker_cli import APP, Command
+
+
+def is_stopped(status: Path) -> bool:
+    return "T (stopped)" in status.read_text()
 
 
 @pytest.fixture
@@ -30,10 +35,11 @@ def test_signal_that_comes_while_it_is_stopped_ends_it(place: Path, broker: Brok
     for _ in range(3):  # which thread the system gives it to is chance
         command = Command(place, broker.url)
         try:
-            wait_for(lambda command=command: broker.connections, "a worker that is connected")
+            wait_for(lambda: broker.connections, "a worker that is connected")
             pid = command.process.pid
             os.kill(pid, signal.SIGSTOP)
-            wait_for(lambda pid=pid: "T (stopped)" in Path(f"/proc/{pid}/status").read_text(), "its stop")
+            status = Path(f"/proc/{pid}/status")
+            wait_for(partial(is_stopped, status), "its stop")
             os.kill(pid, signal.SIGTERM)
             os.kill(pid, signal.SIGCONT)
             assert command.process.wait(20) == 0

@@ -83,7 +83,8 @@ def signal_at_work(lab: Lab, pid: int, number: signal.Signals) -> None:
 
     wait_for(is_held_at_work, lambda: f"a handler that {pid} runs")
     os.kill(pid, number)
-    os.kill(pid, signal.SIGCONT)
+    with contextlib.suppress(ProcessLookupError):  # it is killed, and its parent has noticed
+        os.kill(pid, signal.SIGCONT)
 
 
 def is_stopped(pid: int) -> bool:
