@@ -32,7 +32,7 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
     yield _REPORT
     page = request.config.getoption("--reliability")
     if page:
-        Path(page).write_text(_REPORT.page("RabbitMQ", "make faults"))
+        Path(page).write_text(_REPORT.page("RabbitMQ", "make faults", Path(page).parent))
 
 
 @pytest.fixture(scope="session")

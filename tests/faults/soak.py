@@ -30,6 +30,7 @@ from typing import Any
 from tests.conftest import wait_for
 from tests.faults import report
 from tests.faults.books import Books
+from tests.faults.conftest import check_secrets
 from tests.faults.flat import Judged, judge_all
 from tests.faults.lab import PASSWORD, USER, Lab, Setting, Site
 from tests.faults.programs import ROOT
@@ -342,8 +343,14 @@ def main() -> int:
     with open_site(records) as site:
         broker = f"RabbitMQ {site.cluster.ctl('version').strip()}"
         outcome = soak(site, chosen.minutes, grace=10.0)
+    texts = {str(path): path.read_text(errors="replace") for path in records.rglob("*") if path.is_file()}
+    try:
+        check_secrets(texts)
+    except AssertionError as exc:
+        outcome.problems.append(str(exc))
     told = summary(outcome, chosen.minutes, broker)
     (chosen.docs / report.SOAK).write_text(json.dumps(told, indent=1) + "\n")
+    (chosen.docs / report.SOAK_PLOT).parent.mkdir(exist_ok=True)
     if not chosen.no_plot:
         draw(outcome, chosen.docs / report.SOAK_PLOT)
     page = chosen.docs / "reliability.md"
