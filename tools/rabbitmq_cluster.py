@@ -14,15 +14,15 @@ _T = TypeVar("_T")
 _WHOLE_TIMEOUT = 90.0
 _ANSWER_TIMEOUT = 30.0
 
-#: How nodes find each other when they first start. The first one looks for nobody, and the others ask it
-#: alone. Were all to ask all, the first would try the others for 5 s before it begins by itself (RabbitMQ
-#: 3.10.8); and had it less patience, so would the others have, who then may begin by themselves.
+#: How nodes find each other when they first start: all ask all, one at a time, under a lock that spans them.
+#: The first to have it finds nobody, and begins by itself; it need not try for 5 s before, as by default. It
+#: has the lock until its tables are as they shall be: a node that comes without it, and meets the first one
+#: in between, does not start ("table_attributes_mismatch"; RabbitMQ 3.10.8). The others are to wait longer
+#: for the lock than they do by default: the machine may be busy.
 _PEERS = """
 cluster_formation.peer_discovery_backend = classic_config
-cluster_formation.classic_config.nodes.1 = {first}
-cluster_formation.classic_config.nodes.2 = {own}
-cluster_formation.discovery_retry_limit = 600
-cluster_formation.discovery_retry_interval = 100
+cluster_formation.discovery_retry_limit = 4
+cluster_formation.discovery_retry_interval = 250
 cluster_formation.internal_lock_retries = 100
 """
 #: False, or a number for what this node knows: it sees all others running, and none that it was parted from;
@@ -81,13 +81,12 @@ class RabbitMQCluster:
         self._epmd = Epmd()
         cookie = secrets.token_hex(16)
         ports = [free_port() for _ in range(size)]
-        lines = f"cluster_partition_handling = {partitions}\n{config}\n"
-        first = name_of(ports[0])
-        peers = ["", *(_PEERS.format(first=first, own=name_of(port)) for port in ports[1:])]
-        self.nodes = [
-            RabbitMQNode(lines + known, port=port, cookie=cookie, epmd=self._epmd)
-            for port, known in zip(ports, peers, strict=True)
-        ]
+        peers = "".join(
+            f"cluster_formation.classic_config.nodes.{number} = {name_of(port)}\n"
+            for number, port in enumerate(ports, 1)
+        )
+        lines = f"cluster_partition_handling = {partitions}\n{_PEERS}{peers}{config}\n"
+        self.nodes = [RabbitMQNode(lines, port=port, cookie=cookie, epmd=self._epmd) for port in ports]
         self._names = ",".join(f"'{node.name}'" for node in self.nodes)
 
     def start(self) -> RabbitMQCluster:
