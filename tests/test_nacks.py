@@ -208,6 +208,15 @@ def test_a_full_queue_fails_each_message_the_first_within_two_seconds_the_others
     assert rig.opened < 6 * queues + 21
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_leader_that_is_back_in_a_third_of_a_second_costs_less_than_one(seed: int) -> None:
+    rig = Rig(seed)
+    rig.leader_from["q"] = rig.start + 0.3
+    note = rig.add("q")
+    rig.run(0.8)
+    assert note.outcome is Outcome.CONFIRMED
+
+
 def test_what_was_refused_too_early_is_taken_within_a_second_of_its_leaders_return() -> None:
     rig = Rig()
     rig.leader_from["q"] = rig.start + 10.0  # no majority for long
