@@ -6,15 +6,17 @@ import collections
 import contextlib
 import itertools
 import json
+import logging
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pika
 import pytest
 from pika import data as pika_data
-from pika import spec
+from pika import frame, spec
 
 from flask_pika import Delivery, InvalidMessage, Nacked, PublishRefused, Retry, Unroutable, Worker
 from tests.conftest import wait_for
@@ -22,7 +24,7 @@ from tests.contract.helpers import Peer
 from tests.contract.raw import Wire
 from tests.faults.bad_messages import Publish, Raw, publishes, raws
 from tests.faults.crowd import OwnQueue, new_app
-from tests.faults.peers import Memory
+from tests.faults.peers import Memory, raw
 from tests.faults.report import Report
 from tools.rabbitmq_node import RabbitMQNode
 
@@ -146,7 +148,12 @@ def publisher_findings(clients: Clients, came: list[tuple[Any, bytes]]) -> dict[
     refused = {one.marker for one, exc in clients.refused if isinstance(exc, (InvalidMessage, Unroutable))}
     found = {
         "lost": [text for text in clients.good if not good[text]]
-        + [one.marker for one in clients.accepted if one.marker not in by_marker],
+        # What expires has done so, when there are many.
+        + [
+            one.marker
+            for one in clients.accepted
+            if one.marker not in by_marker and one.field != "expiration"
+        ],
         "not as it was given": [
             f"{one}: {by_marker[one.marker]}"[:500]
             for one in clients.accepted
@@ -247,11 +254,8 @@ class Sender:
             self._wire.expect(spec.Confirm.SelectOk)
         wire = self._wire
         try:
-            wire.send(spec.Basic.Publish(exchange="", routing_key=queue))
-            head = len(body).to_bytes(8, "big")
-            wire.send_frame(spec.FRAME_HEADER, 1, b"\x00\x3c\x00\x00" + head + properties)
-            for at in range(0, len(body), 100_000):
-                wire.send_body(body[at : at + 100_000])
+            # In one piece: TCP puts off small ones that follow each other.
+            wire.send_bytes(b"".join(frames(queue, properties, body)))
             answer = wire.read()
         except OSError:
             answer = None
@@ -266,6 +270,20 @@ class Sender:
         if self._wire is not None:
             self._wire.hang_up()
             self._wire = None
+
+
+def frames(queue: str, properties: bytes, body: bytes) -> Iterator[bytes]:
+    """AMQP 0-9-1, section 4.2.6: a Basic.Publish, a header with its class, weight and size, and bodies."""
+    publish: Any = spec.Basic.Publish
+    yield frame.Method(1, publish(exchange="", routing_key=queue)).marshal()
+    yield raw(spec.FRAME_HEADER, 1, struct.pack(">HHQ", 60, 0, len(body)) + properties)
+    for at in range(0, len(body), 100_000):
+        yield raw(spec.FRAME_BODY, 1, body[at : at + 100_000])
+
+
+#: RabbitMQ 3.10's queue crashes when it dead-letters a message whose x-death is no array of tables: what
+#: is in memory is gone, and in the end it does not start. The worker's own copies of what failed have none.
+DEADLY = b"x-death"
 
 
 def send_all(node: RabbitMQNode, queue: str, hostile: Iterable[Raw]) -> tuple[int, int, list[str]]:
@@ -323,7 +341,12 @@ def consumer_findings(handled: Handled, good: list[str], taken: int, dead: int, 
 
 @pytest.mark.parametrize("retry", [None, Retry(attempts=2, delay=0.01)], ids=["rejected", "retried"])
 def test_malformed_deliveries_are_all_settled(
-    retry: Retry | None, round_: int, node: RabbitMQNode, report: Report, count: int
+    retry: Retry | None,
+    round_: int,
+    node: RabbitMQNode,
+    report: Report,
+    count: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     queue = f"deliveries-{next(names)}"
     dead = f"{queue}.dead"
@@ -332,10 +355,13 @@ def test_malformed_deliveries_are_all_settled(
     _app, fpika = new_app(node.params, TIMEOUT)
     handled = Handled()
     fpika.consumer(queue, prefetch=16, retry=retry)(handled.handle)
+    # pytest keeps each record of a failure, and with its traceback the delivery.
+    caplog.set_level(logging.CRITICAL, "flask_pika.consumer")
     memory = Memory()
     with OwnQueue(node.url, queue, arguments) as own, OwnQueue(node.url, dead) as dead_ones:
         with fpika.worker(threads=THREADS) as worker:
-            taken, refused, good = send_all(node, queue, raws(count, round_, queue))
+            hostile = raws(count, round_, queue, without=b"" if retry else DEADLY)
+            taken, refused, good = send_all(node, queue, hostile)
             wait_for(
                 lambda: len(handled.good) >= len(good), lambda: f"{len(handled.good)} of {len(good)}", 120
             )
