@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from flask_pika import (
     AuthenticationRefused,
+    BrokerRefused,
     BrokerUnavailable,
     FlaskPikaError,
     Pika,
@@ -195,6 +197,44 @@ def test_credentials_that_are_taken_away_are_told(fragile_node: RabbitMQNode) ->
     assert "s3cret" not in str(caught.value)
     fragile_node.ctl("change_password", "passing", "first-s3cret")
     wait_for(lambda: _publishes(fpika), "once the password is right again, everything goes on")
+
+
+def test_a_limit_of_channels_is_told_at_once_and_in_the_log(
+    fragile_node: RabbitMQNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.suppress(Exception):
+        fragile_node.ctl("add_user", "limited", "first-s3cret")
+    fragile_node.ctl("set_permissions", "limited", ".*", ".*", ".*")
+    fragile_node.ctl("set_user_limits", "limited", '{"max-channels": 1}')
+    params = {**fragile_node.params, "username": "limited", "password": "first-s3cret"}
+    fpika = publishing(params, timeout=30)
+    fpika.publish(b"", mandatory=False)
+    fragile_node.ctl("set_user_limits", "limited", '{"max-channels": 0}')
+    fragile_node.ctl("close_all_user_connections", "limited", "fewer channels")
+    asked = time.monotonic()
+    with pytest.raises(BrokerRefused, match="number of channels"):
+        while True:  # one may be on the wire while the connection is closed
+            with contextlib.suppress(PublishUnknown):
+                fpika.publish(b"", mandatory=False)
+    assert time.monotonic() - asked < 25, "it was not told before its deadline"
+    assert "number of channels" in caplog.text
+    fragile_node.ctl("clear_user_limits", "limited", "all")
+    wait_for(lambda: _publishes(fpika), "once it may, everything goes on")
+
+
+def test_a_refusal_after_a_loss_is_in_the_log(
+    fragile_node: RabbitMQNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.suppress(Exception):
+        fragile_node.ctl("add_user", "leaving", "first-s3cret")
+    fragile_node.ctl("set_permissions", "leaving", ".*", ".*", ".*")
+    fpika = publishing({**fragile_node.params, "username": "leaving", "password": "first-s3cret"})
+    fpika.publish(b"", mandatory=False)
+    fragile_node.ctl("change_password", "leaving", "second-s3cret")
+    fragile_node.ctl("close_all_user_connections", "leaving", "rotated")
+    wait_for(lambda: "user name or password refused" in caplog.text, "the log says that it is refused")
+    lines = [record.getMessage() for record in caplog.records if "s3cret" in record.getMessage()]
+    assert not lines
 
 
 def _publishes(fpika: Pika) -> bool:
