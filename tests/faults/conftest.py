@@ -61,9 +61,7 @@ def whole(site: Site) -> Site:
     """The site, with all its nodes up and all its proxies open, as each scenario finds it."""
     for proxy in site.proxies:
         proxy.restore()
-    for node in site.cluster.nodes:
-        if not node.is_running:
-            node.start()
+    site.cluster.start_nodes()
     site.cluster.wait_until_whole()
     return site
 

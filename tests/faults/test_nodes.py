@@ -49,8 +49,7 @@ def lose_the_majority(lab: Lab) -> None:
         for node in gone:
             node.kill()
         lab.load.is_held_up()
-        for node in gone:
-            node.start()
+        lab.cluster.start_nodes(gone)
         lab.cluster.wait_until_whole()
         lab.returned()
         lab.goes_on()

@@ -342,7 +342,7 @@ def calm(site: Site) -> Site:
     """The site, whole as it was; nothing here takes nodes or networks away."""
     for proxy in site.proxies:
         proxy.restore()
-    site.cluster.start_nodes(node for node in site.cluster.nodes if not node.is_running)
+    site.cluster.start_nodes()
     site.cluster.wait_until_whole()
     return site
 
