@@ -222,6 +222,27 @@ def test_a_limit_of_channels_is_told_at_once_and_in_the_log(
     wait_for(lambda: _publishes(fpika), "once it may, everything goes on")
 
 
+def test_a_broker_that_allows_too_few_channels_is_named_and_is_not_a_bug(
+    fragile_node: RabbitMQNode, durable: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fragile_node.ctl("eval", "application:set_env(rabbit, channel_max, 2).")
+    try:
+        fpika = publishing(fragile_node.params, timeout=30)
+        asked = time.monotonic()
+        with pytest.raises(BrokerRefused, match="channel_max is 2, and 3 are needed"):
+            fpika.publish(b"", routing_key=durable)
+        assert time.monotonic() - asked < 25, "it was not told before its deadline"
+        assert "channel_max is 2" in caplog.text
+        assert "a bug in Flask-Pika" not in caplog.text
+        fragile_node.ctl("eval", "application:set_env(rabbit, channel_max, 3).")
+        wait_for(lambda: _publishes(fpika), "with enough of them, everything goes on")
+        with pytest.raises(PublishRefused, match="404"):
+            fpika.publish(b"", exchange="none")
+        fpika.publish(b"", routing_key=durable)
+    finally:
+        fragile_node.ctl("eval", "application:set_env(rabbit, channel_max, 2047).")
+
+
 def test_a_refusal_after_a_loss_is_in_the_log(
     fragile_node: RabbitMQNode, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -161,6 +161,13 @@ def no_channel(exc: Exception, node: Node | None) -> BrokerUnavailable:
     return failure.kind(f"no channel could be opened on {node}: {failure}")
 
 
+class TooFewChannels(Exception):
+    """A broker's ``channel_max``, as agreed on, is less than what a connection is for needs."""
+
+    def __init__(self, agreed: int, needed: int) -> None:
+        super().__init__(f"channel_max is {agreed}, and {needed} are needed on a connection")
+
+
 def explain(exc: BaseException, tls: bool) -> Failure:
     """Say in words why pika could not connect. Measured with pika 1.4.4 and RabbitMQ 3.10."""
     exc = _innermost(exc)
@@ -170,6 +177,8 @@ def explain(exc: BaseException, tls: bool) -> Failure:
     code, said = (reply["code"], f"{reply['code']} {reply['text']}") if reply else ("", "")
     if isinstance(exc, (pika_errors.ConnectionClosed, pika_errors.ChannelClosed)):
         code, said = str(exc.reply_code), f"{exc.reply_code} {exc.reply_text}"
+    if isinstance(exc, TooFewChannels):
+        return Failure(text, BrokerRefused)
     if code == "403" or isinstance(exc, pika_errors.AuthenticationError):
         return Failure(f"user name or password refused ({said or text})", AuthenticationRefused)
     if code == "530":
@@ -227,6 +236,8 @@ def refuses_channels(exc: BaseException) -> bool:
 
     RabbitMQ's own words: other connection errors have the same code, 530.
     """
+    if isinstance(exc, TooFewChannels):
+        return True
     if not isinstance(exc, pika_errors.ConnectionClosedByBroker):
         return False
     return exc.reply_code == 530 and "number of channels" in exc.reply_text

@@ -26,8 +26,10 @@ logger = logging.getLogger("flask_pika.publisher")
 
 #: Replaced channels on which something is still in flight: with more, none is replaced.
 _RETIRING = 4
-#: How many it opens: one for all, its successor, one for suspects, one to declare what is needed, and those.
-CHANNELS = 4 + _RETIRING
+#: How many it needs: one for all, one for suspects, and one to declare what is needed.
+CHANNELS = 3
+#: And how many more it uses, where it may: a successor of the first one, and those.
+SPARE_CHANNELS = 1 + _RETIRING
 #: Seconds between two looks for what is to be tried again, at the least.
 _PAUSE = 0.02
 #: Seconds between two looks for futures whose deadline has passed.

@@ -16,7 +16,7 @@ from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from . import pika_internals
 from .backoff import Backoff
-from .connecting import Failure, explain, refuses_channels, resolve, unavailable, unresolved
+from .connecting import Failure, TooFewChannels, explain, refuses_channels, resolve, unavailable, unresolved
 from .errors import BrokerRefused, BrokerUnavailable
 from .nodes import Node
 
@@ -79,7 +79,8 @@ class Link:
     """A connection that is kept open: it reconnects to whichever node answers, until it is stopped.
 
     :param name: what operators see of it.
-    :param channels: how many the user opens at a time, at the most.
+    :param channels: how many the user needs at a time, at the most; a broker that allows fewer refuses.
+    :param spare: and how many more it uses, where it may.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class Link:
         name: str,
         user: User,
         channels: int,
+        spare: int = 0,
         backoff: Backoff | None = None,
     ) -> None:
         self._nodes = nodes
         self._name = name
         self._user = user
         self._channels = channels
+        self._spare = spare
         self._backoff = backoff or Backoff()
         self._thread: threading.Thread | None = None
         #: Whether the thread runs, or ran.
@@ -290,7 +293,7 @@ class Link:
         )
         # Callers have deadlines of their own; a broker that is blocked for an hour needs no reconnects.
         parameters.blocked_connection_timeout = None
-        parameters.channel_max = max(self._channels, parameters.channel_max)
+        parameters.channel_max = max(self._channels + self._spare, parameters.channel_max)
         try:
             # Pika would find out in a callback of its own that there is no descriptor left, and never tell.
             socket.socket().close()
@@ -337,6 +340,9 @@ class Link:
         connection = self._connection
         if connection is None:
             raise RuntimeError("a connection opened that nobody has")
+        if connection.params.channel_max < self._channels:
+            self._drop(TooFewChannels(connection.params.channel_max, self._channels))
+            return
         connection.add_on_connection_blocked_callback(
             self._of_this_attempt(lambda *_: self._set_blocked(True))
         )

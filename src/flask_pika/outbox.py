@@ -14,7 +14,7 @@ from . import signals
 from .config import PublisherSettings
 from .confirms import Lane, Ledger, Outcome
 from .declaring import Preparation
-from .dispatcher import CHANNELS, Dispatcher
+from .dispatcher import CHANNELS, SPARE_CHANNELS, Dispatcher
 from .errors import (
     BrokerBlocked,
     BrokerUnavailable,
@@ -90,7 +90,7 @@ class Outbox:
         self._sender = sender
         self._clock = clock
         self._dispatcher = Dispatcher(self, envelopes, sender, preparation)
-        self._link = self._dispatcher.link = Link(nodes, name, self._dispatcher, CHANNELS)
+        self._link = self._dispatcher.link = Link(nodes, name, self._dispatcher, CHANNELS, SPARE_CHANNELS)
         self._starting = threading.RLock()
         #: Threads that are telling the link's, and hold a lock of pika's. set's methods are atomic.
         self._telling: set[int] = set()
