@@ -228,9 +228,11 @@ def soak(site: Site, minutes: float, grace: float, options: Sequence[str] = ()) 
     with Lab(site, setting(minutes, options), grace) as lab:
         lab.goes_on()
         watched = Soak(lab, minutes)
-        watched.run()
-        books = lab.settle()
-        write_csv(watched.samples, lab.place / "samples.csv")
+        try:
+            watched.run()
+            books = lab.settle()
+        finally:  # also of one that ends badly, of which it is of more interest
+            write_csv(watched.samples, lab.place / "samples.csv")
     every = by_process(watched.samples)
     judged = judge_all(
         {
