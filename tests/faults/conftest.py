@@ -21,6 +21,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("round_", range(1 if metafunc.config.getoption("--faults") == "short" else 3))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the short form, each stand-in is caught by one scenario of each file, not by all."""
+    if config.getoption("--faults") != "short":
+        return
+    seen: set[object] = set()
+    kept: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        given = (
+            item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        )
+        kind = (item.path, given["stand_in"]) if {"scenario", "stand_in"} <= set(given) else item
+        (others if kind in seen else kept).append(item)
+        seen.add(kind)
+    items[:] = kept
+    config.hook.pytest_deselected(items=others)
+
+
 @pytest.fixture(scope="session")
 def grace(request: pytest.FixtureRequest) -> float:
     """Seconds that a request may take beyond its deadline. Where tests run, the machine may be busy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -91,16 +92,19 @@ class Scenario:
     stand_ins: Mapping[str, str] = field(default_factory=lambda: {"no confirms": "lost"})
 
 
+#: Sites share a directory for what is written, and each scenario has one in it.
+_numbers = itertools.count(1)
+
+
 class Site:
     """What outlives a scenario: the cluster, its proxies, and the directory of all logs."""
 
     def __init__(self, cluster: RabbitMQCluster, proxies: Sequence[Proxy], records: Path) -> None:
         self.cluster, self.proxies, self.records = cluster, list(proxies), records
-        self._numbers = 0
 
     def number(self) -> int:
-        self._numbers += 1
-        return self._numbers
+        """Another one each time, of all sites."""
+        return next(_numbers)
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -9,11 +10,12 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 
 from flask import Flask, current_app
 from flask.typing import ResponseReturnValue
 
-from flask_pika import Pika, PublishTimeout
+from flask_pika import FlaskPikaError, Pika, PublishTimeout
 from tests.descriptors import eat
 
 #: In the lab's place: the seconds by which the wall clock is wrong; and there, while descriptors are eaten.
@@ -53,15 +55,25 @@ def set_clock(place: Path, seconds: float) -> None:
     new.replace(place / CLOCK)  # nobody reads half of it
 
 
+#: By process: what its thread is to publish, and when.
+_promised: dict[int, SimpleQueue[tuple[float, Callable[[], object]]]] = {}
+
+
 def publish_later(app: Flask, publish: Callable[[], object]) -> None:
     """The stand-in that answers first: what it has promised is in its memory alone, for a while."""
+    new: SimpleQueue[tuple[float, Callable[[], object]]] = SimpleQueue()
+    promised = _promised.setdefault(os.getpid(), new)
+    promised.put((time.monotonic() + _LATER, publish))
+    if promised is new:
+        threading.Thread(target=_keep_promises, args=(app, promised), daemon=True).start()
 
-    def later() -> None:
-        time.sleep(_LATER)
-        with app.app_context():
+
+def _keep_promises(app: Flask, promised: SimpleQueue[tuple[float, Callable[[], object]]]) -> None:
+    while True:
+        due, publish = promised.get()
+        time.sleep(max(0.0, due - time.monotonic()))
+        with contextlib.suppress(FlaskPikaError), app.app_context():
             publish()
-
-    threading.Thread(target=later, daemon=True).start()
 
 
 def publish_by_wall_clock(fpika: Pika, id_: str, queue: str) -> None:

@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.broker, pytest.mark.faults]
 GROUP = 4
 #: Seconds that a handler takes where workers are ended and killed.
 WORK = 0.1
-BUSY = Setting(work=WORK)
+#: As much load as a worker can handle: what is left in the end is little.
+BUSY = Setting(work=WORK, pace=WORK)
 
 
 # What the scenarios are made of
@@ -228,7 +229,7 @@ SCENARIOS = [
             f"SIGKILL of each process of {server}",
             kill_web_processes,
             Setting(server=server, unanswered=True),
-            {"answers first": "lost"} if server in ("gunicorn gthread", "uWSGI") else {},
+            {"answers first": "lost"},
         )
         for server in SERVERS
     ),
@@ -250,7 +251,7 @@ SCENARIOS = [
         "HUP: gunicorn reloads, preloaded",
         reload,
         Setting(server="gunicorn gthread, preload"),
-        {},
+        {"answers first": "lost"},
     ),
     Scenario(
         GROUP,
@@ -265,7 +266,7 @@ SCENARIOS = [
         "SIGTERM of a worker of 2 processes",
         end_workers,
         replace(BUSY, worker_options=["--processes=2"]),
-        {},
+        {"no drain": "twice without a cause"},
     ),
     Scenario(GROUP, "SIGKILL of a worker", kill_workers, BUSY, {"ack first": "lost"}),
     Scenario(
