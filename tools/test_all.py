@@ -7,7 +7,7 @@ On the newest one, tests of everyday use run on RabbitMQ, the embedded broker's 
 pages in a browser. On the oldest, the first two are on the embedded broker, and the last are left out, with
 the longest. Tests of processes and forks are on RabbitMQ everywhere. Those in between leave the contract out,
 and the tests of outages and of a worker's processes, which mostly wait for RabbitMQ to start. The fault lab
-is not among them yet: ``make faults``.
+runs in its short form, on the newest alone.
 """
 
 from __future__ import annotations
@@ -91,13 +91,14 @@ def parts_for(versions: Sequence[str]) -> list[Part]:
     oldest, newest = versions[0], versions[-1]
     parts = [
         Part(newest, "all but the contract", [f"--ignore={_CONTRACT}", f"--ignore={_FAULTS}"]),
+        Part(newest, "the fault lab", [_FAULTS]),
         Part(newest, "the contract", [_CONTRACT]),
     ]
     older = ["--everyday=embedded", "-m", "not browser", f"--ignore={_FAULTS}"]
     older += [f"--deselect={test}" for test in _LONGEST]
     if oldest != newest:
-        parts.insert(1, Part(oldest, "all but the longest", older))
-    ignored = [f"--ignore={path}" for path in (_CONTRACT, _PAGES, *_AT_THE_ENDS)]
+        parts.insert(2, Part(oldest, "all but the longest", older))
+    ignored = [f"--ignore={path}" for path in (_CONTRACT, _FAULTS, _PAGES, *_AT_THE_ENDS)]
     parts += [Part(version, "all but contract and outages", older + ignored) for version in versions[1:-1]]
     return parts
 
