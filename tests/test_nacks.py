@@ -352,3 +352,16 @@ def test_what_is_remembered_is_bounded() -> None:
     assert not rig.nacks.holds_any
     assert len(rig.nacks._refusing) <= nacks_module.MOST
     assert len(rig.nacks._proven) <= nacks_module.MOST
+
+
+def test_a_trial_that_its_connection_took_with_it_stays_before_what_is_in_line_behind_it() -> None:
+    rig = Rig()
+    rig.full = {"q"}
+    notes = [rig.add("q") for _ in range(3)]
+    rig.run(0.03)
+    rig.clock.now += 0.2
+    rig.ledger.renew(rig.clock.now)
+    rig.ledger.try_again()
+    assert rig.ledger.take(10, 10) == notes[:1], "the trial"
+    assert rig.ledger.connection_lost() == []
+    assert rig.ledger.take(10, 10) == notes
