@@ -365,3 +365,12 @@ def test_a_trial_that_its_connection_took_with_it_stays_before_what_is_in_line_b
     assert rig.ledger.take(10, 10) == notes[:1], "the trial"
     assert rig.ledger.connection_lost() == []
     assert rig.ledger.take(10, 10) == notes
+
+
+def test_a_full_queue_whose_nacks_take_longer_than_patience_is_believed_soon() -> None:
+    rig = Rig(rtt=1.2 * nacks_module.PATIENCE)
+    rig.full = {"q"}
+    note = rig.add("q")
+    rig.run(10.0)
+    assert note.outcome is Outcome.NACKED
+    assert len(note.sent_at) <= 3

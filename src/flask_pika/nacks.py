@@ -217,10 +217,8 @@ class Nacks(Generic[P]):
                 continue
             # No answer to the last one; or nothing in line, and who comes next finds a new channel.
             del self._doubted[where]
-            silent = doubt.trial is not None
             self._free(doubt)
-            if not silent:
-                self._remember(where, doubt)
+            self._remember(where, doubt)  # a late answer counts: nacks may take longer than PATIENCE
         return chosen
 
     def left(self) -> None:
