@@ -374,3 +374,16 @@ def test_a_full_queue_whose_nacks_take_longer_than_patience_is_believed_soon() -
     rig.run(10.0)
     assert note.outcome is Outcome.NACKED
     assert len(note.sent_at) <= 3
+
+
+def test_a_full_queue_is_believed_where_no_new_channel_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "MOST_RETIRING", 0)
+    rig = Rig()
+    rig.full = {"q"}
+    note = rig.add("q")
+    rig.run(6.0)
+    assert note.outcome is Outcome.NACKED
+    assert rig.opened == 1
+    note = rig.add("q")
+    rig.run(0.05)
+    assert note.outcome is Outcome.NACKED, "and then at once"

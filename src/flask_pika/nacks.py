@@ -16,10 +16,10 @@ is in one of these conditions::
    sent too soon is what spoils a channel. After a delay, which doubles, the first of them is sent alone, as a
    trial, on a channel that is opened for that. When it is confirmed, the others follow. Its silence is no
    nack: they follow, too.
-2. A nack on a channel that was opened long enough after the first one is the destination's own: it is
-   *refusing*, and the others follow, to be refused one by one. From then on nacks are believed at once. The
-   verdict may have come too early (no majority for a minute): so while nacks come, channels are replaced
-   now and then.
+2. A nack on a channel that was opened long enough after the first one is the destination's own, and so is one
+   after many trials, where no other channel was to be had: it is *refusing*, and the others follow, to be
+   refused one by one. From then on nacks are believed at once. The verdict may have come too early (no
+   majority for a minute): so while nacks come, channels are replaced now and then.
 3. *Proven*: what was confirmed on a channel cannot be stuck on it. Nacks on that one are believed at once: a
    full queue that takes one now and then stays in this condition.
 """
@@ -44,6 +44,8 @@ BACKOFF = Backoff(first=0.1, longest=0.8)
 #: Seconds after the first nack from which on a new channel's nack is the destination's own. A leader is found
 #: in 0.3 s on an idle machine.
 SURELY = 1.0
+#: Trials in vain after which a nack is the destination's own whatever channel it is on: none was to be had.
+TRIES = 8
 #: Seconds after which a trial that has no answer holds up nobody any more.
 PATIENCE = 1.0
 #: Seconds of age after which a channel on which nacks are believed is replaced.
@@ -137,7 +139,7 @@ class Nacks(Generic[P]):
         self._proven.pop(where, None)
         doubt = self._doubted.get(where) or self._remembered(where, now)
         doubt.last = now
-        if doubt.refuses or opened >= doubt.first + SURELY:
+        if doubt.refuses or opened >= doubt.first + SURELY or doubt.tries >= TRIES:
             self._doubted.pop(where, None)
             self._free(doubt)
             doubt.refuses = True
