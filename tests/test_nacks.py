@@ -244,6 +244,25 @@ def test_a_queue_that_takes_one_now_and_then_says_no_at_once_and_costs_no_channe
     assert rig.opened == opened
 
 
+@pytest.mark.parametrize("takes", [0.5, 0.1])
+def test_a_queue_that_takes_one_now_and_then_says_no_at_once_also_while_another_one_has_channels_replaced(
+    takes: float,
+) -> None:
+    rig = Rig()
+    notes: list[Note] = []
+
+    def come() -> None:
+        rig.full = {"full"} if rig.chance.random() < takes else {"full", "q"}
+        rig.add("full")
+        notes.append(rig.add("q"))
+
+    rig.run(20.0, come)
+    waits = sorted(note.told - note.at for note in notes if note.outcome is not None)
+    assert len(waits) > len(notes) - 10
+    assert waits[len(waits) * 9 // 10] < 0.05
+    assert rig.opened < 6 * 2 + 21
+
+
 def test_a_trial_that_has_no_answer_holds_up_nobody() -> None:
     rig = Rig()
     rig.full = {"q"}

@@ -7,10 +7,10 @@ Who reconnects in milliseconds when a node has died is such a one. So a destinat
 is in one of these conditions::
 
     nothing known --nack--> doubted --nack on a channel that is young enough--> refusing --(quiet)--> nothing
-                               |  ^                                                |
-                              ack  +--nack on another channel--+                  ack
-                               v                               |                   v
-                            proven <--------------------------------------------- proven
+                             |   ^                                                 ^
+                            ack  +---nack on another channel---+                   |
+                             v                                 |                   |
+                           proven, on the ack's channel -------+--nack on that one-+
 
 1. *Doubted*: its nacked messages wait in a line, and with them what else is to go there: a message that is
    sent too soon is what spoils a channel. After a delay, which doubles, the first of them is sent alone, as a
@@ -20,8 +20,8 @@ is in one of these conditions::
    after many trials, where no other channel was to be had: it is *refusing*, and the others follow, to be
    refused one by one. From then on nacks are believed at once. The verdict may have come too early (no
    majority for a minute): so while nacks come, channels are replaced now and then.
-3. *Proven*: what was confirmed on a channel cannot be stuck on it. Nacks on that one are believed at once: a
-   full queue that takes one now and then stays in this condition.
+3. *Proven*: what was confirmed on a channel cannot be stuck on it. A nack on that one is believed at once, and
+   makes the destination refusing as well, on the next channels: a full queue that takes one now and then.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Nacks(Generic[P]):
     def __init__(self, clock: Callable[[], float], backoff: Backoff = BACKOFF) -> None:
         self._clock = clock
         self._backoff = backoff
-        # A destination is in one of these at a time.
+        # A destination that is doubted is in none of the others.
         self._doubted: dict[Destination, _Doubt[P]] = {}
         self._refusing: dict[Destination, _Doubt[P]] = {}  # or open: tried with nothing; by their last nack
         self._proven: dict[Destination, int] = {}  # on which channel
@@ -134,11 +134,14 @@ class Nacks(Generic[P]):
         """
         where = (publish.exchange, publish.routing_key)
         now = self._clock()
-        if self._proven.get(where) == channel:
-            return True
-        self._proven.pop(where, None)
+        is_proven = self._proven.get(where) == channel
         doubt = self._doubted.get(where) or self._remembered(where, now)
         doubt.last = now
+        if is_proven:
+            doubt.refuses = True
+            self._remember(where, doubt)
+            return True
+        self._proven.pop(where, None)
         if doubt.refuses or opened >= doubt.first + SURELY or doubt.tries >= TRIES:
             self._doubted.pop(where, None)
             self._free(doubt)
@@ -165,13 +168,14 @@ class Nacks(Generic[P]):
     def acked(self, publish: P, channel: int) -> None:
         """The broker took one, or returned it."""
         where = (publish.exchange, publish.routing_key)
-        doubt = self._doubted.pop(where, None) or self._refusing.pop(where, None)
+        doubt = self._doubted.pop(where, None) or self._refusing.get(where)
         if doubt is not None:
             self._free(doubt)
+            if not doubt.refuses:
+                self._refusing.pop(where, None)
             self._proven[where] = channel
             _bound(self._proven)
-        else:
-            self._drop_quiet()
+        self._drop_quiet()
 
     # What is sent
 
