@@ -76,8 +76,9 @@ class Rig:
         self._confirms: list[tuple[float, int, Lane[Note], int, bool]] = []
         self._successor_at: float | None = None
 
-    def add(self, key: str, retry: bool = True) -> Note:
+    def add(self, key: str, retry: bool = True, exchange: str = "") -> Note:
         note = Note(len(self.notes), key, self.clock.now, retry)
+        note.exchange = exchange
         self.notes.append(note)
         self.ledger.add(note)
         return note
@@ -406,3 +407,34 @@ def test_a_full_queue_is_believed_where_no_new_channel_is_to_be_had(monkeypatch:
     note = rig.add("q")
     rig.run(0.05)
     assert note.outcome is Outcome.NACKED, "and then at once"
+
+
+def test_a_full_queue_behind_as_many_routing_keys_as_messages_says_no_at_once_and_costs_few_channels() -> (
+    None
+):
+    rig = Rig()
+    count = 0
+
+    def come() -> None:
+        nonlocal count
+        count += 1
+        rig.full.add(f"user.{count}.updated")
+        rig.add(f"user.{count}.updated", exchange="events")
+        rig.add("good", exchange="others")
+
+    rig.run(10.0, come)
+    rig.run(1.0)
+    notes = [note for note in rig.notes if note.exchange == "events"]
+    assert all(note.outcome is Outcome.NACKED for note in notes)
+    assert all(note.told - note.at < 0.05 for note in notes if note.at > rig.start + 2.5)
+    assert all(note.outcome is Outcome.CONFIRMED for note in rig.notes if note.exchange == "others")
+    assert rig.opened < 60 + 11, "a few at the beginning, then one in a second"
+    opened = rig.opened
+    rig.run(nacks_module.QUIET + 1.0)
+    note = rig.add("user.1.updated", exchange="events")
+    rig.full.clear()
+    rig.clock.now += STEP
+    rig.leader_from["user.1.updated"] = rig.clock.now + 0.3
+    rig.run(1.0)
+    assert note.outcome is Outcome.CONFIRMED, "it is as good as any again"
+    assert rig.opened > opened

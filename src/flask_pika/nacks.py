@@ -20,8 +20,10 @@ is in one of these conditions::
    after many trials, where no other channel was to be had: it is *refusing*, and the others follow, to be
    refused one by one. From then on nacks are believed at once. The verdict may have come too early (no
    majority for a minute): so while nacks come, channels are replaced now and then.
-3. *Proven*: what was confirmed on a channel cannot be stuck on it. A nack on that one is believed at once, and
-   makes the destination refusing as well, on the next channels: a full queue that takes one now and then.
+3. *Proven*: what was confirmed on a channel cannot be stuck on it. A nack on that one is believed at once,
+   and makes the destination refusing as well, on the next channels: a full queue that takes one now and then.
+4. Routing keys may be as many as messages, with one full queue behind them all. So when many destinations of
+   one exchange refuse, the nacks of all are believed, until none has come for as long.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from .confirms import Publish
 
 P = TypeVar("P", bound="Publish")
+K = TypeVar("K")
+V = TypeVar("V")
 
 #: Delays before the trials; their sum, with any jitter, passes SURELY within 1.8 seconds.
 BACKOFF = Backoff(first=0.1, longest=0.8)
@@ -54,6 +58,8 @@ RENEWAL = 1.0
 QUIET = 30.0
 #: Seconds without a nack after which what was doubted and not tried begins anew.
 EPISODE = 5.0
+#: Destinations of one exchange that refuse, from which on it is taken for all of them.
+MANY = 10
 #: Destinations that are remembered, of each kind. More are doubted only while messages wait for them.
 MOST = 1000
 
@@ -101,6 +107,7 @@ class Nacks(Generic[P]):
         self._doubted: dict[Destination, _Doubt[P]] = {}
         self._refusing: dict[Destination, _Doubt[P]] = {}  # or open: tried with nothing; by their last nack
         self._proven: dict[Destination, int] = {}  # on which channel
+        self._refusing_all: dict[str, float] = {}  # exchanges, and when their last nack came
         self._stuck = 0  # the youngest channel of which a nack was not believed
         self._is_stale = False  # nacks were believed, on a channel that may be old
         self._freed: list[P] = []
@@ -142,11 +149,14 @@ class Nacks(Generic[P]):
             self._remember(where, doubt)
             return True
         self._proven.pop(where, None)
-        if doubt.refuses or opened >= doubt.first + SURELY or doubt.tries >= TRIES:
+        verdict = not doubt.refuses and (opened >= doubt.first + SURELY or doubt.tries >= TRIES)
+        if doubt.refuses or verdict or self._refuses_all(publish.exchange, now):
             self._doubted.pop(where, None)
             self._free(doubt)
             doubt.refuses = True
             self._remember(where, doubt)
+            if verdict:
+                self._look_at_all(publish.exchange, now)
             self._is_stale = True
             return True
         self._stuck = max(self._stuck, channel)
@@ -236,13 +246,29 @@ class Nacks(Generic[P]):
     def forget(self) -> tuple[list[P], list[P]]:
         """The connection is gone, and with it all channels; what was in line: nacked, and not sent."""
         doubts = list(self._doubted.values())
-        self._doubted, self._refusing, self._proven = {}, {}, {}
+        self._doubted, self._refusing, self._refusing_all, self._proven = {}, {}, {}, {}
         self._is_stale = False
         nacked = self.freed() + [one for doubt in doubts for one in doubt.nacked]
         behind = [one for doubt in doubts for one in doubt.behind]
         for publish in behind:
             publish.nacked = publish.nacked and publish.sent
         return nacked, behind
+
+    def _refuses_all(self, exchange: str, now: float) -> bool:
+        last = self._refusing_all.pop(exchange, None)
+        if last is None or last + QUIET < now:
+            return False
+        self._refusing_all[exchange] = now
+        return True
+
+    def _look_at_all(self, exchange: str, now: float) -> None:
+        """Whether one more that refuses makes it all of its exchange's destinations."""
+        if not exchange:
+            return  # of the default one, each is a queue of its own
+        refuse = sum(doubt.refuses for where, doubt in self._refusing.items() if where[0] == exchange)
+        if refuse >= MANY:
+            self._refusing_all[exchange] = now
+            _bound(self._refusing_all)
 
     def _free(self, doubt: _Doubt[P]) -> None:
         for publish in doubt.behind:
@@ -273,6 +299,6 @@ def _has_trial(doubt: _Doubt[P]) -> bool:
     return doubt.trial is not None and doubt.trial.outcome is None
 
 
-def _bound(table: dict[Destination, object] | dict[Destination, _Doubt[P]] | dict[Destination, int]) -> None:
+def _bound(table: dict[K, V]) -> None:
     if len(table) > MOST:
         del table[next(iter(table))]
