@@ -376,7 +376,7 @@ class Ledger(Generic[P]):
             self._settled([one for one in left if not one.nacked], Outcome.GIVEN_UP)
             self._settled([one for one in left if one.nacked], Outcome.NACKED)
             if self._nacks is not None:
-                self._nacks.left()
+                self._nacks.left(left)
             self._waiting = collections.deque(one for one in self._waiting if one.outcome is None)
             groups = ([one for one in group if one.outcome is None] for group in self._suspected)
             self._suspected = collections.deque(group for group in groups if group)

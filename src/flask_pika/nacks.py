@@ -31,7 +31,7 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .backoff import Backoff
@@ -237,11 +237,13 @@ class Nacks(Generic[P]):
             self._remember(where, doubt)  # a late answer counts: nacks may take longer than PATIENCE
         return chosen
 
-    def left(self) -> None:
-        """Some of what is in line was settled: its callers are gone."""
-        for doubt in self._doubted.values():
-            doubt.nacked = collections.deque(one for one in doubt.nacked if one.outcome is None)
-            doubt.behind = collections.deque(one for one in doubt.behind if one.outcome is None)
+    def left(self, gone: Iterable[P]) -> None:
+        """These were settled, some of them in line: their callers are gone."""
+        for where in {(publish.exchange, publish.routing_key) for publish in gone}:
+            doubt = self._doubted.get(where)
+            if doubt is not None:
+                doubt.nacked = collections.deque(one for one in doubt.nacked if one.outcome is None)
+                doubt.behind = collections.deque(one for one in doubt.behind if one.outcome is None)
 
     def forget(self) -> tuple[list[P], list[P]]:
         """The connection is gone, and with it all channels; what was in line: nacked, and not sent."""
