@@ -76,8 +76,9 @@ class Rig:
         self._confirms: list[tuple[float, int, Lane[Note], int, bool]] = []
         self._successor_at: float | None = None
 
-    def add(self, key: str, retry: bool = True) -> Note:
+    def add(self, key: str, retry: bool = True, exchange: str = "") -> Note:
         note = Note(len(self.notes), key, self.clock.now, retry)
+        note.exchange = exchange
         self.notes.append(note)
         self.ledger.add(note)
         return note
@@ -244,6 +245,25 @@ def test_a_queue_that_takes_one_now_and_then_says_no_at_once_and_costs_no_channe
     assert rig.opened == opened
 
 
+@pytest.mark.parametrize("takes", [0.5, 0.1])
+def test_a_queue_that_takes_one_now_and_then_says_no_at_once_also_while_another_one_has_channels_replaced(
+    takes: float,
+) -> None:
+    rig = Rig()
+    notes: list[Note] = []
+
+    def come() -> None:
+        rig.full = {"full"} if rig.chance.random() < takes else {"full", "q"}
+        rig.add("full")
+        notes.append(rig.add("q"))
+
+    rig.run(20.0, come)
+    waits = sorted(note.told - note.at for note in notes if note.outcome is not None)
+    assert len(waits) > len(notes) - 10
+    assert waits[len(waits) * 9 // 10] < 0.05
+    assert rig.opened < 6 * 2 + 21
+
+
 def test_a_trial_that_has_no_answer_holds_up_nobody() -> None:
     rig = Rig()
     rig.full = {"q"}
@@ -352,3 +372,69 @@ def test_what_is_remembered_is_bounded() -> None:
     assert not rig.nacks.holds_any
     assert len(rig.nacks._refusing) <= nacks_module.MOST
     assert len(rig.nacks._proven) <= nacks_module.MOST
+
+
+def test_a_trial_that_its_connection_took_with_it_stays_before_what_is_in_line_behind_it() -> None:
+    rig = Rig()
+    rig.full = {"q"}
+    notes = [rig.add("q") for _ in range(3)]
+    rig.run(0.03)
+    rig.clock.now += 0.2
+    rig.ledger.renew(rig.clock.now)
+    rig.ledger.try_again()
+    assert rig.ledger.take(10, 10) == notes[:1], "the trial"
+    assert rig.ledger.connection_lost() == []
+    assert rig.ledger.take(10, 10) == notes
+
+
+def test_a_full_queue_whose_nacks_take_longer_than_patience_is_believed_soon() -> None:
+    rig = Rig(rtt=1.2 * nacks_module.PATIENCE)
+    rig.full = {"q"}
+    note = rig.add("q")
+    rig.run(10.0)
+    assert note.outcome is Outcome.NACKED
+    assert len(note.sent_at) <= 3
+
+
+def test_a_full_queue_is_believed_where_no_new_channel_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "MOST_RETIRING", 0)
+    rig = Rig()
+    rig.full = {"q"}
+    note = rig.add("q")
+    rig.run(6.0)
+    assert note.outcome is Outcome.NACKED
+    assert rig.opened == 1
+    note = rig.add("q")
+    rig.run(0.05)
+    assert note.outcome is Outcome.NACKED, "and then at once"
+
+
+def test_a_full_queue_behind_as_many_routing_keys_as_messages_says_no_at_once_and_costs_few_channels() -> (
+    None
+):
+    rig = Rig()
+    count = 0
+
+    def come() -> None:
+        nonlocal count
+        count += 1
+        rig.full.add(f"user.{count}.updated")
+        rig.add(f"user.{count}.updated", exchange="events")
+        rig.add("good", exchange="others")
+
+    rig.run(10.0, come)
+    rig.run(1.0)
+    notes = [note for note in rig.notes if note.exchange == "events"]
+    assert all(note.outcome is Outcome.NACKED for note in notes)
+    assert all(note.told - note.at < 0.05 for note in notes if note.at > rig.start + 2.5)
+    assert all(note.outcome is Outcome.CONFIRMED for note in rig.notes if note.exchange == "others")
+    assert rig.opened < 60 + 11, "a few at the beginning, then one in a second"
+    opened = rig.opened
+    rig.run(nacks_module.QUIET + 1.0)
+    note = rig.add("user.1.updated", exchange="events")
+    rig.full.clear()
+    rig.clock.now += STEP
+    rig.leader_from["user.1.updated"] = rig.clock.now + 0.3
+    rig.run(1.0)
+    assert note.outcome is Outcome.CONFIRMED, "it is as good as any again"
+    assert rig.opened > opened

@@ -21,6 +21,8 @@ from tests.conftest import Node, make_app, wait_for
 from tests.test_publisher import _keep_apps, plain, publishing  # noqa: F401 - a fixture
 
 SLACK = 3.0
+#: What ``basic_get`` returns of an empty queue.
+NOTHING = (None, None, None)
 
 
 class Leader:
@@ -312,6 +314,32 @@ def test_a_queue_that_has_taken_one_on_this_channel_refuses_at_once(everyday: No
             fpika.publish(b"", routing_key="full")
         assert fpika.stats().publisher.retried == retried
         ch.queue_delete("full")
+
+
+def test_a_queue_that_is_behind_the_same_exchange_as_a_full_one_has_each_try_under_one_message_id(
+    everyday: Node,
+) -> None:
+    full_queue(everyday, "full")
+    with plain(everyday) as ch:
+        ch.queue_declare("beside")
+        ch.exchange_declare("fan", "fanout")
+        for queue in ("full", "beside"):
+            ch.queue_bind(queue, "fan")
+    fpika = publishing(everyday.params)
+    for retry in (True, False):
+        with pytest.raises(Nacked) as caught:
+            fpika.publish(b"", exchange="fan", retry=retry)
+        with plain(everyday) as ch:
+            copies = [
+                properties.message_id
+                for _, properties, _ in iter(lambda: ch.basic_get("beside", True), NOTHING)
+            ]
+        assert set(copies) == {caught.value.message_id}
+        assert 2 <= len(copies) <= 6 if retry else len(copies) == 1
+    with plain(everyday) as ch:
+        ch.exchange_delete("fan")
+        for queue in ("full", "beside"):
+            ch.queue_delete(queue)
 
 
 @pytest.mark.parametrize("spare", ["no channel number", "too many retiring"])

@@ -16,6 +16,7 @@ from flask_pika import (
     BrokerRefused,
     BrokerUnavailable,
     FlaskPikaError,
+    Nacked,
     Pika,
     PublishRefused,
     PublishUnknown,
@@ -220,6 +221,28 @@ def test_a_limit_of_channels_is_told_at_once_and_in_the_log(
     assert "number of channels" in caplog.text
     fragile_node.ctl("clear_user_limits", "limited", "all")
     wait_for(lambda: _publishes(fpika), "once it may, everything goes on")
+
+
+def test_a_user_who_may_have_one_channel_loses_one_connection_over_its_successor_and_no_more(
+    fragile_node: RabbitMQNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.suppress(Exception):
+        fragile_node.ctl("add_user", "limited", "first-s3cret")
+    fragile_node.ctl("set_permissions", "limited", ".*", ".*", ".*")
+    fragile_node.ctl("set_user_limits", "limited", '{"max-channels": 1}')
+    with plain(fragile_node) as ch:
+        ch.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+        ch.confirm_delivery()
+        ch.queue_purge("full")
+        ch.basic_publish("", "full", b"")
+    fpika = publishing({**fragile_node.params, "username": "limited", "password": "first-s3cret"})
+    with pytest.raises(Nacked):
+        fpika.publish(b"", routing_key="full", timeout=5)
+    assert fpika.stats().publisher.reconnects == 1
+    assert caplog.text.count("a channel that nacks is not replaced") == 1
+    with plain(fragile_node) as ch:
+        ch.queue_delete("full")
+    fragile_node.ctl("clear_user_limits", "limited", "all")
 
 
 def test_a_broker_that_allows_too_few_channels_is_named_and_is_not_a_bug(

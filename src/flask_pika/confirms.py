@@ -348,9 +348,15 @@ class Ledger(Generic[P]):
         elif blame is not None and flying:
             settled = self.channel_closed(flying[0], *blame)
         # Each is ended, also when nothing is in flight on it: its next channel counts from 1 again.
-        again, done = self._after_loss([one for lane in lanes for one in lane.end()])
+        lost = [one for lane in lanes for one in lane.end()]
+        # What had been nacked, and was sent again, is older than what is in line behind it.
+        tried = [one for one in lost if one.nacked]
+        again, done = self._after_loss([one for one in lost if not one.nacked])
         self._waiting.extendleft(reversed(again))
         self._put_back(nacked)
+        settled += done
+        again, done = self._after_loss(tried)
+        self._waiting.extendleft(reversed(again))
         settled += done
         again, done = self._after_loss(self.suspects.end())
         if again:
@@ -370,7 +376,7 @@ class Ledger(Generic[P]):
             self._settled([one for one in left if not one.nacked], Outcome.GIVEN_UP)
             self._settled([one for one in left if one.nacked], Outcome.NACKED)
             if self._nacks is not None:
-                self._nacks.left()
+                self._nacks.left(left)
             self._waiting = collections.deque(one for one in self._waiting if one.outcome is None)
             groups = ([one for one in group if one.outcome is None] for group in self._suspected)
             self._suspected = collections.deque(group for group in groups if group)
@@ -426,9 +432,9 @@ class Ledger(Generic[P]):
         A signal handler's exception, that is, between two instructions of a caller who adds or gives up. To
         be called when no publish is on its way from one place to another.
         """
-        in_line = self._nacks is not None and self._nacks.holds_any
-        lanes_are_empty = not (self.main._by_tag or self.suspects._by_tag or self.retiring)
-        if lanes_are_empty and not (self._waiting or self._suspected or in_line):
+        if self._waiting or self._suspected or self.main._by_tag or self.suspects._by_tag or self.retiring:
+            return
+        if self._nacks is None or not self._nacks.holds_any:
             self.messages = self.bytes = 0
 
     def _divert(self, exchange: str) -> None:

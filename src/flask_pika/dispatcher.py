@@ -12,6 +12,7 @@ from pika.adapters.select_connection import SelectConnection
 from . import pika_internals, signals
 from .carrier import Carrier
 from .confirms import Lane
+from .connecting import refuses_channels
 from .declaring import Preparation
 from .errors import BrokerRefused, BrokerUnavailable, InvalidMessage
 from .jobs import Job
@@ -30,6 +31,8 @@ _RETIRING = 4
 CHANNELS = 3
 #: And how many more it uses, where it may: a successor of the first one, and those.
 SPARE_CHANNELS = 1 + _RETIRING
+#: Seconds without replacing a channel, after one more than the user may have has cost the connection.
+_LIMITED = 60.0
 #: Seconds between two looks for what is to be tried again, at the least.
 _PAUSE = 0.02
 #: Seconds between two looks for futures whose deadline has passed.
@@ -65,6 +68,7 @@ class Dispatcher:
         self._main: Carrier | None = None
         self._suspects: Carrier | None = None
         self._successor: Carrier | None = None  # of the main one, and not ready yet
+        self._limited = False  # the user may have no successor
         self._retiring: dict[Carrier, Lane[Job]] = {}
         self._trying = False  # a look for what is to be tried again is due
         self._watch: dict[int, Callable[[list[Confirm]], object]] = {}
@@ -133,7 +137,8 @@ class Dispatcher:
             self._look_later()
 
     def _try_what_is_due(self, connection: SelectConnection) -> None:
-        if len(self._retiring) < _RETIRING and self._outbox.wants_new_channel():
+        spare = not self._limited and len(self._retiring) < _RETIRING
+        if spare and self._outbox.wants_new_channel():
             try:
                 self._successor = self._carrier(connection)
             except pika_errors.NoFreeChannels:
@@ -157,6 +162,9 @@ class Dispatcher:
         else:
             main.close()
         self._outbox.try_again()
+
+    def _try_to_replace(self) -> None:
+        self._limited = False
 
     # What the link says: see flask_pika.link.User
 
@@ -200,6 +208,12 @@ class Dispatcher:
         self._outbox.finish(self._outbox.give_up(too_long, error))
 
     def link_lost(self, error: Exception) -> None:  # noqa: D102
+        if self._successor is not None and refuses_channels(error):
+            logger.warning(
+                "a channel that nacks is not replaced for %d s: the broker gives no more", _LIMITED
+            )
+            self._limited = True
+            self.link.call_later(_LIMITED, self._try_to_replace)
         self._connection = self._main = self._suspects = self._successor = None
         self._retiring = {}
         blame = None

@@ -7,21 +7,23 @@ Who reconnects in milliseconds when a node has died is such a one. So a destinat
 is in one of these conditions::
 
     nothing known --nack--> doubted --nack on a channel that is young enough--> refusing --(quiet)--> nothing
-                               |  ^                                                |
-                              ack  +--nack on another channel--+                  ack
-                               v                               |                   v
-                            proven <--------------------------------------------- proven
+                             |   ^                                                 ^
+                            ack  +---nack on another channel---+                   |
+                             v                                 |                   |
+                           proven, on the ack's channel -------+--nack on that one-+
 
 1. *Doubted*: its nacked messages wait in a line, and with them what else is to go there: a message that is
    sent too soon is what spoils a channel. After a delay, which doubles, the first of them is sent alone, as a
    trial, on a channel that is opened for that. When it is confirmed, the others follow. Its silence is no
    nack: they follow, too.
-2. A nack on a channel that was opened long enough after the first one is the destination's own: it is
-   *refusing*, and the others follow, to be refused one by one. From then on nacks are believed at once. The
-   verdict may have come too early (no majority for a minute): so while nacks come, channels are replaced
-   now and then.
-3. *Proven*: what was confirmed on a channel cannot be stuck on it. Nacks on that one are believed at once: a
-   full queue that takes one now and then stays in this condition.
+2. A nack on a channel that was opened long enough after the first one is the destination's own, and so is one
+   after many trials, where no other channel was to be had: it is *refusing*, and the others follow, to be
+   refused one by one. From then on nacks are believed at once. The verdict may have come too early (no
+   majority for a minute): so while nacks come, channels are replaced now and then.
+3. *Proven*: what was confirmed on a channel cannot be stuck on it. A nack on that one is believed at once,
+   and makes the destination refusing as well, on the next channels: a full queue that takes one now and then.
+4. Routing keys may be as many as messages, with one full queue behind them all. So when many destinations of
+   one exchange refuse, the nacks of all are believed, until none has come for as long.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .backoff import Backoff
@@ -38,12 +40,16 @@ if TYPE_CHECKING:
     from .confirms import Publish
 
 P = TypeVar("P", bound="Publish")
+K = TypeVar("K")
+V = TypeVar("V")
 
 #: Delays before the trials; their sum, with any jitter, passes SURELY within 1.8 seconds.
 BACKOFF = Backoff(first=0.1, longest=0.8)
 #: Seconds after the first nack from which on a new channel's nack is the destination's own. A leader is found
 #: in 0.3 s on an idle machine.
 SURELY = 1.0
+#: Trials in vain after which a nack is the destination's own whatever channel it is on: none was to be had.
+TRIES = 8
 #: Seconds after which a trial that has no answer holds up nobody any more.
 PATIENCE = 1.0
 #: Seconds of age after which a channel on which nacks are believed is replaced.
@@ -52,6 +58,8 @@ RENEWAL = 1.0
 QUIET = 30.0
 #: Seconds without a nack after which what was doubted and not tried begins anew.
 EPISODE = 5.0
+#: Destinations of one exchange that refuse, from which on it is taken for all of them.
+MANY = 10
 #: Destinations that are remembered, of each kind. More are doubted only while messages wait for them.
 MOST = 1000
 
@@ -95,10 +103,11 @@ class Nacks(Generic[P]):
     def __init__(self, clock: Callable[[], float], backoff: Backoff = BACKOFF) -> None:
         self._clock = clock
         self._backoff = backoff
-        # A destination is in one of these at a time.
+        # A destination that is doubted is in none of the others.
         self._doubted: dict[Destination, _Doubt[P]] = {}
         self._refusing: dict[Destination, _Doubt[P]] = {}  # or open: tried with nothing; by their last nack
         self._proven: dict[Destination, int] = {}  # on which channel
+        self._refusing_all: dict[str, float] = {}  # exchanges, and when their last nack came
         self._stuck = 0  # the youngest channel of which a nack was not believed
         self._is_stale = False  # nacks were believed, on a channel that may be old
         self._freed: list[P] = []
@@ -132,16 +141,22 @@ class Nacks(Generic[P]):
         """
         where = (publish.exchange, publish.routing_key)
         now = self._clock()
-        if self._proven.get(where) == channel:
-            return True
-        self._proven.pop(where, None)
+        is_proven = self._proven.get(where) == channel
         doubt = self._doubted.get(where) or self._remembered(where, now)
         doubt.last = now
-        if doubt.refuses or opened >= doubt.first + SURELY:
+        if is_proven:
+            doubt.refuses = True
+            self._remember(where, doubt)
+            return True
+        self._proven.pop(where, None)
+        verdict = not doubt.refuses and (opened >= doubt.first + SURELY or doubt.tries >= TRIES)
+        if doubt.refuses or verdict or self._refuses_all(publish.exchange, now):
             self._doubted.pop(where, None)
             self._free(doubt)
             doubt.refuses = True
             self._remember(where, doubt)
+            if verdict:
+                self._look_at_all(publish.exchange, now)
             self._is_stale = True
             return True
         self._stuck = max(self._stuck, channel)
@@ -163,13 +178,14 @@ class Nacks(Generic[P]):
     def acked(self, publish: P, channel: int) -> None:
         """The broker took one, or returned it."""
         where = (publish.exchange, publish.routing_key)
-        doubt = self._doubted.pop(where, None) or self._refusing.pop(where, None)
+        doubt = self._doubted.pop(where, None) or self._refusing.get(where)
         if doubt is not None:
             self._free(doubt)
+            if not doubt.refuses:
+                self._refusing.pop(where, None)
             self._proven[where] = channel
             _bound(self._proven)
-        else:
-            self._drop_quiet()
+        self._drop_quiet()
 
     # What is sent
 
@@ -217,28 +233,44 @@ class Nacks(Generic[P]):
                 continue
             # No answer to the last one; or nothing in line, and who comes next finds a new channel.
             del self._doubted[where]
-            silent = doubt.trial is not None
             self._free(doubt)
-            if not silent:
-                self._remember(where, doubt)
+            self._remember(where, doubt)  # a late answer counts: nacks may take longer than PATIENCE
         return chosen
 
-    def left(self) -> None:
-        """Some of what is in line was settled: its callers are gone."""
-        for doubt in self._doubted.values():
-            doubt.nacked = collections.deque(one for one in doubt.nacked if one.outcome is None)
-            doubt.behind = collections.deque(one for one in doubt.behind if one.outcome is None)
+    def left(self, gone: Iterable[P]) -> None:
+        """These were settled, some of them in line: their callers are gone."""
+        for where in {(publish.exchange, publish.routing_key) for publish in gone}:
+            doubt = self._doubted.get(where)
+            if doubt is not None:
+                doubt.nacked = collections.deque(one for one in doubt.nacked if one.outcome is None)
+                doubt.behind = collections.deque(one for one in doubt.behind if one.outcome is None)
 
     def forget(self) -> tuple[list[P], list[P]]:
         """The connection is gone, and with it all channels; what was in line: nacked, and not sent."""
         doubts = list(self._doubted.values())
-        self._doubted, self._refusing, self._proven = {}, {}, {}
+        self._doubted, self._refusing, self._refusing_all, self._proven = {}, {}, {}, {}
         self._is_stale = False
         nacked = self.freed() + [one for doubt in doubts for one in doubt.nacked]
         behind = [one for doubt in doubts for one in doubt.behind]
         for publish in behind:
             publish.nacked = publish.nacked and publish.sent
         return nacked, behind
+
+    def _refuses_all(self, exchange: str, now: float) -> bool:
+        last = self._refusing_all.pop(exchange, None)
+        if last is None or last + QUIET < now:
+            return False
+        self._refusing_all[exchange] = now
+        return True
+
+    def _look_at_all(self, exchange: str, now: float) -> None:
+        """Whether one more that refuses makes it all of its exchange's destinations."""
+        if not exchange:
+            return  # of the default one, each is a queue of its own
+        refuse = sum(doubt.refuses for where, doubt in self._refusing.items() if where[0] == exchange)
+        if refuse >= MANY:
+            self._refusing_all[exchange] = now
+            _bound(self._refusing_all)
 
     def _free(self, doubt: _Doubt[P]) -> None:
         for publish in doubt.behind:
@@ -269,6 +301,6 @@ def _has_trial(doubt: _Doubt[P]) -> bool:
     return doubt.trial is not None and doubt.trial.outcome is None
 
 
-def _bound(table: dict[Destination, object] | dict[Destination, _Doubt[P]] | dict[Destination, int]) -> None:
+def _bound(table: dict[K, V]) -> None:
     if len(table) > MOST:
         del table[next(iter(table))]

@@ -135,16 +135,19 @@ class _Bounded(SelectConnection):
     """
 
     def _read_frame(self) -> Any:
-        hidden = _hidden(self)
-        buffer: bytes = hidden._frame_buffer
-        if len(buffer) >= spec.FRAME_HEADER_SIZE and not buffer.startswith(_PROTOCOL):
-            size = struct.unpack_from(">I", buffer, 3)[0]
-            if size + spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE > hidden.params.frame_max:
-                raise pika_errors.InvalidFrameError(
-                    f"a frame of {size} bytes began; {hidden.params.frame_max} were agreed on"
-                )
         parent: Any = super()
-        return parent._read_frame()
+        consumed, found = parent._read_frame()
+        if found is None:  # its rest is still to come
+            self._check_size(_hidden(self)._frame_buffer)
+        return consumed, found
+
+    def _check_size(self, begun: bytes) -> None:
+        if len(begun) < spec.FRAME_HEADER_SIZE or begun.startswith(_PROTOCOL):
+            return
+        size = struct.unpack_from(">I", begun, 3)[0]
+        frame_max: int = self.params.frame_max
+        if size + spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE > frame_max:
+            raise pika_errors.InvalidFrameError(f"a frame of {size} bytes began; {frame_max} were agreed on")
 
 
 #: How a frame begins that is none: a broker's word that it speaks another version.
