@@ -17,7 +17,7 @@ import pytest
 from flask import Flask
 from pika import exceptions as pika_errors
 
-from flask_pika import ChannelReturned, PoolClosed, PooledChannel, PoolTimeout, SetupError
+from flask_pika import ChannelReturned, PoolClosed, PooledChannel, PoolTimeout, SetupError, pika_internals
 from flask_pika import Pika as FPika
 from tests.conftest import Node, make_app, wait_for
 
@@ -592,6 +592,19 @@ def test_close_closes_what_is_idle_and_refuses_checkouts(everyday: Node, both_wa
     fpika.return_channel(held)
     assert fpika.stats().open == 0
     wait_for(lambda: f"closing-{both_ways}" not in " ".join(everyday.connections()), "all closed")
+
+
+def test_a_dropped_connection_is_closed_and_tells_nobody_of_what_had_come(everyday: Node, queue: str) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(everyday.url))
+    channel: Any = connection.channel()
+    for _ in range(100):
+        channel.basic_publish("", queue, b"x" * 10_000)
+    told: list[object] = []
+    channel.basic_consume(queue, lambda *delivered: told.append(delivered))
+    channel.queue_declare(queue, passive=True)  # answered behind some of them
+    pika_internals.drop(connection)
+    assert not connection.is_open
+    assert not told
 
 
 def test_raw_channels_are_not_taken(everyday: Node) -> None:

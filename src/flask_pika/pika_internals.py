@@ -190,9 +190,11 @@ def drop(connection: BlockingConnection) -> None:
         return
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-    # Pika now sees the end of the stream, as if the peer had gone, and frees what it holds.
-    with contextlib.suppress(pika_errors.AMQPError):
-        connection.process_data_events(0)
+    # Pika frees what it holds. Asked to do I/O, it would read some of what had come, and call back for it.
+    impl = _impl(connection)
+    impl._terminate_stream(pika_errors.StreamLostError("it was dropped"))
+    impl.ioloop.process_timeouts()  # when that is done
+    impl.ioloop.close()
 
 
 def abort(connection: Connection, error: BaseException) -> None:
