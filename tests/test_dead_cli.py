@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import pty
@@ -22,9 +24,10 @@ from pika import BasicProperties
 from pika.adapters.blocking_connection import BlockingChannel
 
 from flask_pika import dead_tasks
+from flask_pika.dead_reader import DeadReader
 from flask_pika.retry import dead_queue
-from tests.conftest import Node, wait_for
-from tools.rabbitmq_node import free_port
+from tests.conftest import Node, make_app, wait_for
+from tools.rabbitmq_node import RabbitMQNode, free_port
 
 APP = """
 from flask import Flask
@@ -518,6 +521,47 @@ def test_import_killed_in_the_middle_can_go_on_from_there(shop: Shop) -> None:
     (shop.place / "rest.jsonl").write_text("".join(lines[previous:]))
     shop.says("import", "rest.jsonl")
     assert shop.ids(shop.dead.name) == ids
+
+
+# A queue that is slow
+
+#: Nothing of what comes to a quorum queue is done until somebody waits for an answer, or has left.
+STUCK = """
+Queue = whereis('%2F_{}'), sys:suspend(Queue),
+spawn(fun Wait() ->
+    {{messages, Came}} = process_info(Queue, messages),
+    case [One || One <- Came, lists:member(element(1, One), ['$gen_call', 'DOWN'])] of
+        [] -> timer:sleep(1), Wait();
+        _ -> sys:resume(Queue)
+    end
+end).
+"""
+
+
+@pytest.mark.parametrize(
+    ("looked_at", "first", "every"), [(0, 1000, 1), (400, 1000, 2), (400, 500, 1), (0, 500, 2)]
+)
+def test_what_was_removed_is_gone_though_the_queue_was_slow(
+    tmp_path: Path, node: RabbitMQNode, looked_at: int, first: int, every: int
+) -> None:
+    app, fpika = make_app(node.params)
+    with app.app_context():
+        state = fpika._state()
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(node.url))) as connection:
+        shop = Shop(tmp_path, node, connection.channel())
+        ids = shop.fill(1000)
+        with DeadReader(state, "shop", shop.queue, lambda: False) as reader:
+            list(itertools.islice(reader.letters(1000, all_kept=True, first=400), looked_at))
+        with DeadReader(state, "shop", shop.queue, lambda: False) as reader:
+            letters = list(itertools.islice(reader.letters(1000, all_kept=True), first))
+            node.ctl("eval", STUCK.format(shop.dead.name))
+            for letter in letters[::every]:
+                reader.remove_tag(letter.tag)
+        shop.waits_for(1000 - len(letters[::every]))
+        gone = {letter.properties.message_id for letter in letters[::every]}
+        assert shop.ids(shop.dead.name) == [one for one in ids if one not in gone]
+        shop.channel.queue_delete(shop.queue)
+        shop.channel.queue_delete(shop.dead.name)
 
 
 # Many of them, and none

@@ -6,6 +6,11 @@ before would put those five last. Therefore, who has had one that was delivered 
 that was not: then all that was ever given back is here, and goes back in one piece. It keeps its order when
 its connection is dropped, by consumer in the order of their tags, as long as these are 32 at the most; a
 Basic.Nack of many, and Basic.Get, shuffle.
+
+And what it does with acks (its rabbit_fifo_client.erl): a channel that has sent a quorum queue 32 of them
+which are not on disk yet keeps the next ones to itself, and forgets them when it ends. So before it is
+dropped, :meth:`DeadReader.settle` makes sure that there are none; and who removes one after the other has so
+few on their way to here that there never are.
 """
 
 from __future__ import annotations
@@ -44,7 +49,11 @@ _GIVE_BACK = 2.0
 #: Consumers, each with a window of deliveries, that a broker keeps in order.
 _WINDOWS = 30
 #: Deliveries that are on their way to here, at the least and, as AMQP counts them, at the most.
-_WINDOW, _WIDEST = 100, 65_535
+_WINDOW, _WIDEST = 30, 65_535
+#: As many, when some could not be removed and stay here; not so many that any is held for too long.
+_AROUND_KEPT = 100
+#: Acks that a quorum queue is sure to get, whatever becomes of the channel.
+_SURE = 30
 
 
 class DeadLettersError(Exception):
@@ -87,6 +96,11 @@ class DeadReader:
         self._kept = contextlib.ExitStack()
         self._total = self._place = self._removed = 0
         self._window = self._wide = self._held = self._windows = 0
+        self._all_kept = False
+        # Delivered and removed, of the window that is open.
+        self._came = self._went = 0
+        self._first_tag, self._last_tag = 1, 0
+        self._unsure = 0  # acks of which it is not known whether the queue got them
         self._confirms: BlockingChannel | None = None  # the one that does
         self._redelivered = False
 
@@ -107,7 +121,7 @@ class DeadReader:
             if kind is None or issubclass(kind, Exception):  # and not a second Ctrl-C
                 # What cannot be given back in one piece goes back with the connection.
                 with contextlib.suppress(DeadLettersError, BrokerUnavailable):
-                    self._read_on()
+                    self.settle()
                     self._give_back()
                     self._slot.close()
         finally:
@@ -179,8 +193,10 @@ class DeadReader:
         :param first: how many are to be on their way at first, when more than these may not be wanted.
         """
         self._total = total
-        self._wide = min(max(_WINDOW, math.ceil(total / _WINDOWS)), _WIDEST) if all_kept else _WINDOW
-        self._window = min(self._wide, first or self._wide)
+        self._all_kept = all_kept
+        self._wide = min(max(_WINDOW, math.ceil(total / _WINDOWS)), _WIDEST) if all_kept else _AROUND_KEPT
+        at_first = self._wide if all_kept else _WINDOW
+        self._window = min(at_first, first or at_first)
         while self._place < total and (letter := self._next(self._stopped)) is not None:
             yield letter
 
@@ -225,6 +241,8 @@ class DeadReader:
                 channel.basic_cancel(self._tag())
                 self._held, self._window = 0, self._wide
             self._windows += 1
+            self._came = self._went = 0
+            self._first_tag = self._last_tag + 1
             channel.basic_qos(prefetch_count=self._window)
             channel.basic_consume(self.dead, self._deliver, consumer_tag=self._tag())
 
@@ -232,6 +250,8 @@ class DeadReader:
         return f"flask-pika-dead-{self._windows:06}"
 
     def _deliver(self, _channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
+        self._came += 1
+        self._last_tag = method.delivery_tag
         self._arrived.append((method, properties, body))
 
     def _process(self, seconds: float) -> None:
@@ -258,6 +278,42 @@ class DeadReader:
         with self._asking():
             channel.basic_ack(tag)
         self._removed += 1
+        self._unsure += 1
+        self._went += tag >= self._first_tag
+
+    def settle(self) -> None:
+        """Return when the queue has heard of all that was removed. Nothing is read and removed after that.
+
+        :raises DeadLettersError: it is not known whether it has.
+        """
+        self._read_on()
+        self._redelivered = False
+        channel = self._slot.channel
+        one_by_one = not self._all_kept and self._windows == 1  # as many as are on their way, at the most
+        if self._unsure <= _SURE or one_by_one or channel is None or not channel.is_open:
+            return
+        # The queue executes these while the channel waits, and what it was told of before came first. With
+        # the first one's answer the acks that it was sent are done with, and with the second one's, the
+        # channel has heard of that: it sends those that it kept, before it looks at anything else.
+        self._fill_window()
+        for _ in range(2):
+            with self._asking():
+                self._windows += 1  # what they get goes back behind everything else
+                channel.basic_qos(prefetch_count=1)
+                # For the window that is open, as long as it has room: see above, about the order.
+                last = {"x-priority": -1}
+                channel.basic_consume(self.dead, _ignore, consumer_tag=self._tag(), arguments=last)
+        with self._asking():
+            channel.basic_qos(prefetch_count=1)
+        self._unsure = 0
+
+    def _fill_window(self) -> None:
+        """Wait until no ack makes room for more in the window: that would come before what others get now."""
+        end = time.monotonic() + TIMEOUT
+        while self._came - self._went < self._window and self.count():
+            if time.monotonic() > end:
+                raise DeadLettersError(f"{self._node} did not remove all of them within {TIMEOUT:g} s")
+            self._process(0.01)
 
     def revive(self, letter: Letter) -> None:
         """Give it to the queue that it came from, and then take it out of the dead letters.
@@ -314,3 +370,7 @@ class DeadReader:
         end = time.monotonic() + _GIVE_BACK
         while self.count() < self._total - self._removed and time.monotonic() < end:
             time.sleep(0.01)
+
+
+def _ignore(*_delivered: object) -> None:
+    """It goes back with the others."""

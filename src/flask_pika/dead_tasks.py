@@ -171,6 +171,7 @@ def replay(
                         continue
                     done += 1
                     moved(1)
+                reader.settle()
             except Undelivered as exc:  # nor would the others be
                 failed += 1
                 problem = str(exc)
@@ -209,6 +210,7 @@ def purge(state: State, queue: str, match: Match, yes: bool, dry_run: bool) -> N
                     if letter.matches(match):
                         reader.remove(letter)
                         done += 1
+                reader.settle()
             except DeadLettersError as exc:
                 problem = str(exc)
         if problem:
@@ -252,6 +254,7 @@ def export(
         elif remove and not stopped():
             for tag in tags:
                 reader.remove_tag(tag)
+            reader.settle()
             account += ", and removed"
         _end(account, stopped(), to_stderr=path is None)
 
