@@ -564,6 +564,32 @@ def test_what_was_removed_is_gone_though_the_queue_was_slow(
         shop.channel.queue_delete(shop.dead.name)
 
 
+@pytest.mark.parametrize("count", [2000, 60])
+def test_replay_that_is_killed_has_none_twice_though_the_queue_was_slow(
+    tmp_path: Path, node: RabbitMQNode, count: int
+) -> None:
+    app, fpika = make_app(node.params)
+    with app.app_context():
+        state = fpika._state()
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(node.url))) as connection:
+        shop = Shop(tmp_path, node, connection.channel())
+        ids = shop.fill(count)
+        with DeadReader(state, "shop", shop.queue, lambda: False) as reader:
+            letters = reader.letters(2000, all_kept=True)
+            revived = [next(letters)]
+            node.ctl("eval", STUCK.format(shop.dead.name))
+            reader.revive(revived[0])
+            for letter in itertools.islice(letters, 55):
+                reader.revive(letter)
+                revived.append(letter)
+            reader._slot.abandon()
+            reader._windows = 0
+            shop.waits_for(count - len(revived), alive=len(revived))
+        assert shop.ids(shop.queue) + shop.ids(shop.dead.name) == ids
+        shop.channel.queue_delete(shop.queue)
+        shop.channel.queue_delete(shop.dead.name)
+
+
 # Many of them, and none
 
 

@@ -292,28 +292,49 @@ class DeadReader:
         one_by_one = not self._all_kept and self._windows == 1  # as many as are on their way, at the most
         if self._unsure <= _SURE or one_by_one or channel is None or not channel.is_open:
             return
+        self._fill_window()
+        self._ask_queue()
+
+    def _keep_up(self) -> None:
+        """Return when the queue has heard of what was removed, but for a few. Reading may go on."""
+        if self._unsure < _SURE or not self._all_kept:
+            return
+        if self._fill_window():  # and so each ack made room for one
+            self._unsure = 0
+        else:
+            windows = self._windows
+            self._ask_queue()
+            with self._asking():
+                while self._windows > windows:
+                    self._channel.basic_cancel(self._tag())
+                    self._windows -= 1
+
+    def _fill_window(self) -> bool:
+        """Wait until no ack makes room for more in the window: that would come before what others get now.
+
+        :returns: whether the window is full, or there is nothing to fill it.
+        """
+        end = time.monotonic() + TIMEOUT
+        while (has_room := self._came - self._went < self._window) and self.count():
+            if time.monotonic() > end:
+                raise DeadLettersError(f"{self._node} did not remove all of them within {TIMEOUT:g} s")
+            self._process(0.01)
+        return not has_room
+
+    def _ask_queue(self) -> None:
         # The queue executes these while the channel waits, and what it was told of before came first. With
         # the first one's answer the acks that it was sent are done with, and with the second one's, the
         # channel has heard of that: it sends those that it kept, before it looks at anything else.
-        self._fill_window()
-        for _ in range(2):
-            with self._asking():
+        channel = self._channel
+        with self._asking():
+            for _ in range(2):
                 self._windows += 1  # what they get goes back behind everything else
                 channel.basic_qos(prefetch_count=1)
                 # For the window that is open, as long as it has room: see above, about the order.
                 last = {"x-priority": -1}
                 channel.basic_consume(self.dead, _ignore, consumer_tag=self._tag(), arguments=last)
-        with self._asking():
             channel.basic_qos(prefetch_count=1)
         self._unsure = 0
-
-    def _fill_window(self) -> None:
-        """Wait until no ack makes room for more in the window: that would come before what others get now."""
-        end = time.monotonic() + TIMEOUT
-        while self._came - self._went < self._window and self.count():
-            if time.monotonic() > end:
-                raise DeadLettersError(f"{self._node} did not remove all of them within {TIMEOUT:g} s")
-            self._process(0.01)
 
     def revive(self, letter: Letter) -> None:
         """Give it to the queue that it came from, and then take it out of the dead letters.
@@ -327,6 +348,7 @@ class DeadReader:
             properties = letter.revived()
         except UndecodableMessage as exc:
             raise Unsendable(str(exc)) from exc
+        self._keep_up()
         self._publish(self.queue, properties, letter.body)
         self.remove(letter)
 
