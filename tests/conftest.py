@@ -45,11 +45,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--installed", action="store_true", help="fail unless it is a wheel that is tested")
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    place = Path(flask_pika.__file__).parent
-    if config.getoption("--installed") and place.parent.name not in ("site-packages", "dist-packages"):
-        raise pytest.UsageError(f"not a wheel is tested, but what is in {place}")
-    return f"flask_pika: {metadata.version('Flask-Pika')} from {place}"
+#: Where the package is that is tested.
+PACKAGE = Path(flask_pika.__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--installed") and PACKAGE.parent.name not in ("site-packages", "dist-packages"):
+        raise pytest.UsageError(f"not a wheel is tested, but what is in {PACKAGE}")
+
+
+def pytest_report_header() -> str:
+    return f"flask_pika: {metadata.version('Flask-Pika')} from {PACKAGE}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

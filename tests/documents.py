@@ -110,8 +110,8 @@ class Terminal:
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FLASK_")}
         # With the package that is tested: what is in the checkout, or the wheel.
-        package = str(Path(flask_pika.__file__).parent.parent)
-        self.env = {**clean, "PATH": path, "PYTHONPATH": package, "PYTHONUNBUFFERED": "1", **env}
+        package = Path(flask_pika.__file__).parent.parent
+        self.env = {**clean, "PATH": path, "PYTHONPATH": str(package), "PYTHONUNBUFFERED": "1", **env}
 
     def _as_run(self, command: str) -> str:
         for given, instead in self._replaced.items():
