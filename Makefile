@@ -8,7 +8,7 @@ BROKER ?= embedded
 export BROKER
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick faults soak lint docs bench clean
+.PHONY: help demo test test-quick test-wheel dist faults soak lint docs bench clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,14 @@ test-quick:  ## run all tests on one Python
 	@scripts/ensure-chromium || true
 	@scripts/make-venv $(PYTHON) $(VENV) test
 	@$(VENV)/bin/python -m pytest
+
+dist:  ## build the sdist, and the wheel from it, in dist
+	@scripts/make-venv $(PYTHON) $(VENV) test
+	@$(VENV)/bin/python -m tools.dist dist
+
+test-wheel: dist  ## build the wheel, and run the tests of everyday use on it, on every Python
+	@scripts/ensure-rabbitmq || true
+	@$(PYTHON) tools/test_all.py --wheel dist/*.whl
 
 faults:  ## do to it what a deployment does, in all rounds, and write docs/reliability.md; some 20 minutes
 	@scripts/ensure-rabbitmq

@@ -7,12 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 
+import flask_pika
 from flask_pika import Pika, pika_internals
 from flask_pika.state import all_states
 from tests.ledger import Ledger
@@ -40,6 +42,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the fault lab: each scenario once, or in all rounds and with the bounds of a quiet machine",
     )
     parser.addoption("--reliability", metavar="PATH", help="write the fault lab's report there")
+    parser.addoption("--installed", action="store_true", help="fail unless it is a wheel that is tested")
+
+
+#: Where the package is that is tested.
+PACKAGE = Path(flask_pika.__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--installed") and PACKAGE.parent.name not in ("site-packages", "dist-packages"):
+        raise pytest.UsageError(f"not a wheel is tested, but what is in {PACKAGE}")
+
+
+def pytest_report_header() -> str:
+    return f"flask_pika: {metadata.version('Flask-Pika')} from {PACKAGE}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

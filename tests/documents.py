@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import flask_pika
+
 ROOT = Path(__file__).parent.parent
 #: All of them; those of docs/ that are made by a run of something are no one's to run.
 DOCUMENTS = [
@@ -107,7 +109,9 @@ class Terminal:
         self._replaced = replaced or {}
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FLASK_")}
-        self.env = {**clean, "PATH": path, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **env}
+        # With the package that is tested: what is in the checkout, or the wheel.
+        package = Path(flask_pika.__file__).parent.parent
+        self.env = {**clean, "PATH": path, "PYTHONPATH": str(package), "PYTHONUNBUFFERED": "1", **env}
 
     def _as_run(self, command: str) -> str:
         for given, instead in self._replaced.items():

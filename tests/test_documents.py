@@ -301,15 +301,9 @@ def test_the_small_app_of_the_testing_page_and_its_tests_work_as_they_stand(
     app_block, tests_block, recording_block, broker_block = page.take(4)
     exec(broker_block, {})
     assert capsys.readouterr().out.startswith("amqp://guest:guest@127.0.0.1:")
-    recording = "\n    ".join(
-        ["def test_recording():", "fpika = create_fpika()", *recording_block.splitlines()]
-    )
-    make = (
-        "\n\ndef create_fpika():\n    from shop import fpika\n\n    create_app().app_context().push()\n"
-        "    return fpika\n\n\n"
-    )
+    recording = "\n    ".join(["def test_recording():", *recording_block.splitlines()])
     (tmp_path / "shop.py").write_text(app_block)
-    (tmp_path / "test_shop.py").write_text(tests_block + make + recording + "\n")
+    (tmp_path / "test_shop.py").write_text(f"{tests_block}\n\n{recording}\n")
     assert_they_pass(4, tmp_path)
 
 

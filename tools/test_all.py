@@ -8,6 +8,9 @@ pages in a browser. On the oldest, the first two are on the embedded broker, and
 the longest. Tests of processes and forks are on RabbitMQ everywhere. Those in between leave the contract out,
 and the tests of outages and of a worker's processes, which mostly wait for RabbitMQ to start. The fault lab
 runs in its short form, on the newest alone.
+
+With ``--wheel PATH`` first, that wheel is tested, not the checkout: on each Python, in an environment of its
+own, as those in between are. ``make test-wheel`` builds one, and tests it.
 """
 
 from __future__ import annotations
@@ -86,33 +89,44 @@ class Part(NamedTuple):
     arguments: list[str]
 
 
-def parts_for(versions: Sequence[str]) -> list[Part]:
+def parts_for(versions: Sequence[str], *, of_wheel: bool = False) -> list[Part]:
     """What to run, those that take longest first."""
     oldest, newest = versions[0], versions[-1]
+    older = ["--everyday=embedded", "-m", "not browser", f"--ignore={_FAULTS}"]
+    older += [f"--deselect={test}" for test in _LONGEST]
+    middle = [*older, *(f"--ignore={path}" for path in (_CONTRACT, _PAGES, *_AT_THE_ENDS))]
+    if of_wheel:
+        return [Part(version, "the wheel", ["--installed", *middle]) for version in versions]
     parts = [
         Part(newest, "all but the contract", [f"--ignore={_CONTRACT}", f"--ignore={_FAULTS}"]),
         Part(newest, "the fault lab", [_FAULTS]),
         Part(newest, "the contract", [_CONTRACT]),
     ]
-    older = ["--everyday=embedded", "-m", "not browser", f"--ignore={_FAULTS}"]
-    older += [f"--deselect={test}" for test in _LONGEST]
     if oldest != newest:
         parts.insert(2, Part(oldest, "all but the longest", older))
-    ignored = [f"--ignore={path}" for path in (_CONTRACT, _FAULTS, _PAGES, *_AT_THE_ENDS)]
-    parts += [Part(version, "all but contract and outages", older + ignored) for version in versions[1:-1]]
+    parts += [Part(version, "all but contract and outages", middle) for version in versions[1:-1]]
     return parts
 
 
-def run_part(part: Part, python: str, making: threading.Lock, ports: queue.Queue[str]) -> tuple[int, str]:
+class Making(NamedTuple):
+    """Of what the environment for one Python is made, and of whose making this is the lock."""
+
+    python: str
+    wheel: str | None
+    lock: threading.Lock
+
+
+def run_part(part: Part, making: Making, ports: queue.Queue[str], more: Sequence[str]) -> tuple[int, str]:
     """Make the environment for one Python, one at a time, and run pytest in it; exit code and output."""
-    venv = f".venvs/{part.version}"
-    with making:
-        code, output = _run("scripts/make-venv", python, venv, "test")
+    venv = f".venvs/{part.version}" + ("-wheel" if making.wheel else "")
+    wheel = [making.wheel] if making.wheel else []
+    with making.lock:
+        code, output = _run("scripts/make-venv", making.python, venv, "test", *wheel)
     if code:
         return code, output
     pytest = (f"{venv}/bin/python", "-m", "pytest", "-p", "no:cacheprovider")
     own = ports.get()
-    code, told = _run(*pytest, *part.arguments, *sys.argv[1:], ports=own)
+    code, told = _run(*pytest, *part.arguments, *more, ports=own)
     ports.put(own)
     return code, output + told
 
@@ -131,6 +145,9 @@ def _run(*command: str, ports: str = "") -> tuple[int, str]:
 
 
 def main() -> int:
+    wheel, more = None, sys.argv[1:]
+    if more[:1] == ["--wheel"]:
+        wheel, more = os.path.abspath(more[1]), more[2:]
     os.chdir(_ROOT)
     pythons = find_pythons()
     if not pythons:
@@ -138,14 +155,14 @@ def main() -> int:
     print(f"Testing on Python {', '.join(pythons)}, {_AT_A_TIME} parts at a time", flush=True)
     failed = set()
     began = time.monotonic()
-    making = {version: threading.Lock() for version in pythons}
+    making = {version: Making(python, wheel, threading.Lock()) for version, python in pythons.items()}
     ports: queue.Queue[str] = queue.Queue()  # a range for each of those that run at a time
     for number in range(_AT_A_TIME):
         ports.put(f"{20000 + 5000 * number}-{25000 + 5000 * number}")
     with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
         runs = {
-            pool.submit(run_part, part, pythons[part.version], making[part.version], ports): part
-            for part in parts_for(list(pythons))
+            pool.submit(run_part, part, making[part.version], ports, more): part
+            for part in parts_for(list(pythons), of_wheel=wheel is not None)
         }
         for run in concurrent.futures.as_completed(runs):
             code, output = run.result()
