@@ -207,6 +207,17 @@ def test_a_frame_that_is_longer_than_agreed_is_not_waited_for(stage: int) -> Non
         fpika.close()
 
 
+def test_a_connection_that_is_lost_as_it_opens_leaves_no_socket_behind() -> None:
+    # Both in one piece: pika has lost it when it is about to hand it out. What is left, no_leaks finds.
+    opened = frame.Method(0, spec.Connection.OpenOk()).marshal()
+    for _ in range(2):
+        with peer(START, TUNE, opened + FOUR_GIGABYTES) as port:
+            _app, fpika = make_app({"host": "127.0.0.1", "port": port}, {"pool_size": 1})
+            with pytest.raises(BrokerUnavailable):
+                fpika.channel(timeout=20)
+            fpika.close()
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [

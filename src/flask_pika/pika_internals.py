@@ -187,6 +187,9 @@ def drop(connection: BlockingConnection) -> None:
             threading.Thread(
                 target=_say_goodbye, args=(connection,), name="flask-pika-goodbye", daemon=True
             ).start()
+        elif AVAILABLE:
+            # One that was lost before pika's constructor was done is closed, and its I/O loop is not.
+            _close_loop(_impl(connection))
         return
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
@@ -194,7 +197,13 @@ def drop(connection: BlockingConnection) -> None:
     impl = _impl(connection)
     impl._terminate_stream(pika_errors.StreamLostError("it was dropped"))
     impl.ioloop.process_timeouts()  # when that is done
-    impl.ioloop.close()
+    _close_loop(impl)
+
+
+def _close_loop(impl: Any) -> None:
+    """Free the sockets and the poller of an I/O loop, which cannot be closed twice."""
+    if getattr(impl.ioloop._poller, "_w_interrupt", None) is not None:
+        impl.ioloop.close()
 
 
 def abort(connection: Connection, error: BaseException) -> None:
