@@ -9,6 +9,7 @@ import inspect
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pika import exceptions as pika_errors
@@ -18,7 +19,8 @@ from flask_pika import broker, config, errors, params, testing
 from tests.documents import DOCUMENTS, ROOT
 from tools import reference
 
-SOURCES = ROOT / "src" / "flask_pika"
+#: Of the package that is tested: in the checkout, or of the wheel.
+SOURCES = Path(flask_pika.__file__).parent
 
 
 def page_of(name: str) -> str:
