@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import time
+import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,18 +20,16 @@ from tests.faults.books import Books, Rules
 from tests.faults.load import Load
 from tests.faults.programs import WebServer, WorkerProgram
 from tests.faults.report import Report
+from tests.faults.searching import PASSWORD, USER
 from tests.ledger import Disturbance, Ledger
 from tools.proxy import Proxy
 from tools.rabbitmq_cluster import RabbitMQCluster
 from tools.rabbitmq_node import RabbitMQNode
 
-USER = "lab"
-#: It must be in no log, error, repr or answer of the whole run.
-PASSWORD = "l4b-s3cret-of-the-lab"
-
-
 #: Seconds after which the stand-in that gives up early does so.
 EARLY = 0.3
+#: How often the app is asked for its stats.
+_LOOKS = 4
 #: Seconds that a publish may take of the stand-in that has no deadline.
 NO_DEADLINE = 600.0
 
@@ -116,6 +115,28 @@ class Site:
         finally:
             with contextlib.suppress(pika.exceptions.AMQPError):
                 connection.close()
+
+
+def let_in(ctl: Callable[..., object]) -> None:
+    """Make the lab's user, who may do anything.
+
+    :param ctl: a node's or a cluster's.
+    """
+    ctl("add_user", USER, PASSWORD)
+    ctl("set_permissions", USER, ".*", ".*", ".*")
+
+
+def params_of(node: RabbitMQNode) -> dict[str, object]:
+    """For an app in this process: as the lab's user, whose password is searched for."""
+    return {**node.params, "username": USER, "password": PASSWORD}
+
+
+@contextlib.contextmanager
+def open_site(records: Path) -> Iterator[Site]:
+    """A cluster of three, with a proxy before each node."""
+    with RabbitMQCluster() as cluster, contextlib.ExitStack() as stack:
+        let_in(cluster.ctl)
+        yield Site(cluster, [stack.enter_context(Proxy(node.port)) for node in cluster.nodes], records)
 
 
 class Lab:
@@ -253,6 +274,7 @@ class Lab:
     def settle(self) -> Books:
         """Stop the load, have all that is left handled, and open the books."""
         self.load.stop()
+        self._write_down()
         for _ in range(5):
             self._wait_until_empty()
             for worker in self.workers:
@@ -271,6 +293,15 @@ class Lab:
             self.left(),
             self.deletions,
         )
+
+    def _write_down(self) -> None:
+        """What the app says of itself and of its errors, to be searched with the rest."""
+        shown = []
+        for _ in range(_LOOKS):  # each is one process's
+            with urllib.request.urlopen(f"{self.server.base}/stats", timeout=60) as response:
+                shown.append(response.read().decode())
+        (self.place / "stats").write_text("\n".join(shown))
+        (self.place / "answers").write_text("\n".join(one.text for one in self.load.answers if one.text))
 
     def left(self) -> set[str]:
         """What is in the queue still: where nothing consumes, all of it."""

@@ -27,6 +27,7 @@ class Answer:
     status: int | None
     #: The error's class, where the app named one.
     error: str = ""
+    #: All that was answered, but for the good ones.
     text: str = ""
 
     @property
@@ -145,10 +146,11 @@ class Load:
             return Answer(id_, began, time.monotonic(), None, text=repr(exc))
         finally:
             connection.close()
+        ended, text = time.monotonic(), body.decode(errors="replace")
         try:
-            told = json.loads(body)
+            error = json.loads(body).get("error", "")
         except ValueError:
-            told = {"text": body.decode(errors="replace")[:500]}
+            error = ""
         return Answer(
-            id_, began, time.monotonic(), response.status, told.get("error", ""), told.get("text", "")
+            id_, began, ended, response.status, error, text if error or response.status >= 300 else ""
         )

@@ -20,6 +20,7 @@ from tests.faults.books import Books, Rules
 from tests.faults.crowd import Crowd, OwnQueue, Way, new_app
 from tests.faults.peers import FOUR_GIGABYTES, INVENTED, Impostor, Memory, Script, Switch, scripts, words
 from tests.faults.report import Report
+from tests.faults.searching import PASSWORD, USER, told
 from tests.ledger import Disturbance, Ledger, Run
 from tools.rabbitmq_node import RabbitMQNode
 
@@ -66,11 +67,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "delay", lambda _self, _failures: 0.02)
 
 
+def params_at(port: int) -> dict[str, object]:
+    about = {"host": "127.0.0.1", "port": port, "username": USER, "password": PASSWORD}
+    return {**about, "heartbeat": HEARTBEAT}
+
+
 @contextlib.contextmanager
 def ways_through(port: int, queue: str) -> Iterator[list[Way]]:
     """For each client an app of its own: half of them publish, half do so on a channel of the pool."""
-    params = {"host": "127.0.0.1", "port": port, "heartbeat": HEARTBEAT}
-    params |= {"stack_timeout": TIMEOUT, "socket_timeout": TIMEOUT}
+    params = params_at(port) | {"stack_timeout": TIMEOUT, "socket_timeout": TIMEOUT}
     apps = [new_app(params, TIMEOUT) for _ in range(CLIENTS)]
 
     def publish(fpika: Pika, one: str) -> None:
@@ -87,6 +92,7 @@ def ways_through(port: int, queue: str) -> Iterator[list[Way]]:
         ]
     finally:
         for _app, fpika in apps:
+            told.info("%r %s", fpika, fpika.stats())
             fpika.close()
 
 
@@ -219,7 +225,7 @@ class Consuming:
     """A worker on the queue, and its ledger, in a ``with`` block."""
 
     def __init__(self, port: int, queue: str, ledger: Ledger) -> None:
-        self.app, self.fpika = new_app({"host": "127.0.0.1", "port": port, "heartbeat": HEARTBEAT}, TIMEOUT)
+        self.app, self.fpika = new_app(params_at(port), TIMEOUT)
 
         @self.fpika.consumer(queue, prefetch=32)
         def handle(delivery: Delivery) -> None:
@@ -233,6 +239,7 @@ class Consuming:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        told.info("%r %r %s", self.worker, self.fpika, self.worker.stats())
         self.worker.stop()
         self.fpika.close()
 

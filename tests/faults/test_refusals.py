@@ -14,8 +14,9 @@ import pytest
 
 from tests.conftest import wait_for
 from tests.faults import lab as _lab
-from tests.faults.lab import PASSWORD, USER, Lab, Scenario, Setting, Site
+from tests.faults.lab import Lab, Scenario, Setting, Site
 from tests.faults.report import Report
+from tests.faults.searching import PASSWORD, USER
 
 pytestmark = [pytest.mark.broker, pytest.mark.faults]
 
