@@ -254,7 +254,7 @@ class Lab:
 
     @contextlib.contextmanager
     def deletion(self) -> Iterator[None]:
-        """While the queue is deleted, if it is empty: see :attr:`Books.deletions`."""
+        """While the queue is deleted; an exception says that it was not: see :attr:`Books.deletions`."""
         one = Disturbance(time.monotonic())
         yield
         one.ended = time.monotonic()
@@ -303,12 +303,12 @@ class Lab:
         (self.place / "stats").write_text("\n".join(shown))
         (self.place / "answers").write_text("\n".join(one.text for one in self.load.answers if one.text))
 
-    def left(self) -> set[str]:
+    def left(self) -> list[str]:
         """What is in the queue still: where nothing consumes, all of it."""
-        found = set()
+        found = []
         with contextlib.suppress(pika.exceptions.ChannelClosedByBroker), self.site.channel() as ch:
             while (got := ch.basic_get(self.queue, auto_ack=True))[0] is not None:
-                found.add((got[2] or b"").decode())
+                found.append((got[2] or b"").decode())
         return found
 
     def _wait_until_empty(self) -> None:
@@ -337,18 +337,9 @@ def run(scenario: Scenario, site: Site, report: Report, *, grace: float) -> Lab:
         scenario.fault(lab)
         lab.goes_on()
         books = lab.settle()
+    # Also of a round that fails: the page says what was, not what should be.
+    report.add_books(scenario.group, scenario.name, scenario.setting.server, books)
     books.check()
-    report.add(
-        scenario.group,
-        scenario.name,
-        setting=scenario.setting.server,
-        tried=len(books.answers),
-        accepted=len(books.accepted),
-        refused=books.refused,
-        twice=len(books.twice),
-        longest_over=books.longest_over,
-        recoveries=books.recoveries,
-    )
     return lab
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.faults.books import Books
+
 #: The groups of scenarios, by their numbers.
 GROUPS = {
     1: "Nodes of a cluster",
@@ -95,6 +97,21 @@ class Report:
         if longest_over is not None:
             row.longest_over = max(longest_over, -math.inf if row.longest_over is None else row.longest_over)
         row.recoveries.extend(recoveries)
+
+    def add_books(self, group: int, name: str, setting: str, books: Books) -> None:
+        """One more round, of which there are books."""
+        self.add(
+            group,
+            name,
+            setting=setting,
+            tried=len(books.answers),
+            accepted=len(books.accepted),
+            refused=books.refused,
+            lost=len(books.lost),
+            twice=len(books.twice),
+            longest_over=books.longest_over,
+            recoveries=books.recoveries,
+        )
 
     def add_caught(self, group: int, name: str, stand_in: str, how: str) -> None:
         """A stand-in that the scenario caught, and how it showed."""

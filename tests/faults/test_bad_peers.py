@@ -100,25 +100,11 @@ def books_of(
     crowd: Crowd,
     grace: float,
     disturbed: Disturbance,
-    left: set[str],
+    left: Sequence[str],
     returns: Sequence[float] = (),
     runs: Sequence[Run] = (),
 ) -> Books:
     return Books(Rules(LONGEST, grace, NAMED), crowd.answers, runs, [disturbed], returns, left)
-
-
-def add(report: Report, name: str, books: Books, tried: int, what: str) -> None:
-    report.add(
-        GROUP,
-        name,
-        setting=f"{CLIENTS} threads; {tried} times {what}",
-        tried=len(books.answers),
-        accepted=len(books.accepted),
-        refused=books.refused,
-        twice=len(books.twice),
-        longest_over=books.longest_over,
-        recoveries=books.recoveries,
-    )
 
 
 # At connect time
@@ -144,7 +130,7 @@ def meet_impostors(
             crowd.goes_on()
             disturbed.ended = time.monotonic()
             crowd.stop()
-        left = {body.decode() for _, body in own.take()}
+        left = [body.decode() for _, body in own.take()]
         assert impostor.served >= len(plan)
     return books_of(crowd, grace, disturbed, left, [returned]), grown
 
@@ -156,9 +142,10 @@ def test_something_else_at_the_port(
     plan = scripts(words(100 if full else 8, seed=round_), stages=5 if full else 1, seed=round_)
     random.Random(round_).shuffle(plan)
     books, grown = meet_impostors(node, plan, ways_through, grace)
+    about = f"{CLIENTS} threads; {len(plan)} times at a connect"
+    report.add_books(GROUP, AT_CONNECT, about, books)
     books.check()
     assert grown < MEMORY
-    add(report, AT_CONNECT, books, len(plan), "at a connect")
 
 
 @contextlib.contextmanager
@@ -197,7 +184,7 @@ def test_clients_without_a_bound_are_caught(node: RabbitMQNode, report: Report) 
             crowd.goes_on(1)
             disturbed.ended = time.monotonic()
             crowd.stop()
-        left = {body.decode() for _, body in own.take()}
+        left = [body.decode() for _, body in own.take()]
     found = books_of(crowd, 0.0, disturbed, left).findings()
     assert "later than its deadline" in found, found
     how = f"{len(found['later than its deadline'])} later than their deadline"
@@ -277,7 +264,7 @@ def interrupt(
             crowd.stop()
             accepted = {one.id for one in crowd.answers if one.accepted}
             wait_for(lambda: accepted <= ledger.committed, lambda: f"{accepted - ledger.committed}", 120)
-        left = {body.decode() for _, body in own.take()}
+        left = [body.decode() for _, body in own.take()]
     # A broker that delivers what nobody published is believed: nothing in AMQP could tell.
     runs = [run for run in ledger.runs if run.id != INVENTED.decode()]
     return books_of(crowd, grace, disturbed, left, returns, runs), grown, stuck
@@ -290,9 +277,10 @@ def test_words_that_no_broker_says(
     said = words(100 if full else 4, seed=round_)
     books, grown, stuck = interrupt(node, said, ledger, grace)
     assert not stuck
+    about = f"{CLIENTS} threads; {len(said)} times to all of them and a worker"
+    report.add_books(GROUP, IN_SESSION, about, books)
     books.check()
     assert grown < MEMORY
-    add(report, IN_SESSION, books, len(said), "to all of them and a worker")
 
 
 @pytest.mark.usefixtures("impatient")

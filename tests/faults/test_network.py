@@ -309,18 +309,8 @@ def test_a_frozen_network_on_pooled_channels(round_: int, whole: Site, report: R
             each.goes_on()
         freeze_all(*labs)
         books, broken_books = lab.settle(), broken.settle()
+    report.add_books(2, name, POOLED.server, books)
     books.check()
-    report.add(
-        2,
-        name,
-        setting=POOLED.server,
-        tried=len(books.answers),
-        accepted=len(books.accepted),
-        refused=books.refused,
-        twice=len(books.twice),
-        longest_over=books.longest_over,
-        recoveries=books.recoveries,
-    )
     kind = "later than its deadline"
     found = broken_books.findings()
     assert kind in found, f"'no heartbeat' was not caught; found: {found}"

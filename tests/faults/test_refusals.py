@@ -225,13 +225,13 @@ def delete_what_it_publishes_to(lab: Lab) -> None:
 
 def is_deleted(lab: Lab) -> bool:
     """Whether the queue was empty, so that nobody loses anything by its end."""
-    with lab.site.channel() as ch, lab.deletion():
-        try:
+    try:
+        with lab.site.channel() as ch, lab.deletion():
             ch.queue_delete(lab.queue, if_empty=True)
-        except pika.exceptions.ChannelClosedByBroker as exc:
-            if exc.reply_code != NOT_EMPTY:
-                raise
-            return False
+    except pika.exceptions.ChannelClosedByBroker as exc:
+        if exc.reply_code != NOT_EMPTY:
+            raise
+        return False
     return True
 
 
