@@ -59,7 +59,7 @@ class Setting:
     path: str = "publish"
     clients: int = 8
     pace: float = 0.005
-    most: int = 20_000
+    most: int = 100_000
     workers: int = 1
     worker_options: Sequence[str] = ()
     work: float = 0.0
@@ -263,10 +263,15 @@ class Lab:
     def goes_on(self, more: int = 100) -> None:
         self.load.goes_on(more)
 
+    def is_held_up(self) -> None:
+        """Wait until each client waits for its answer: all have something under way. Stand-ins need not."""
+        self.load.is_held_up(unless=50 if self.stand_in else None)
+
     def holder(self) -> RabbitMQNode:
-        """The node that holds the connection of a publisher that is under load."""
-        found = self.cluster.holder_of("lab on")
-        assert found is not None, "nobody is connected"
+        """The node that holds a connection of the web server's, which is under load."""
+        pids = sorted(self.server.children) or [self.server.pid]
+        found = next((node for pid in pids if (node := self.cluster.holder_of(f"(pid {pid})"))), None)
+        assert found is not None, f"none of {pids} is connected"
         return found
 
     # For the end
@@ -336,6 +341,7 @@ def run(scenario: Scenario, site: Site, report: Report, *, grace: float) -> Lab:
         lab.goes_on()
         scenario.fault(lab)
         lab.goes_on()
+        assert not lab.load.is_over, "the load came to its end before the fault did"
         books = lab.settle()
     # Also of a round that fails: the page says what was, not what should be.
     report.add_books(scenario.group, scenario.name, scenario.setting.server, books)
