@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.lab import Site, let_in, open_site
-from tests.faults.report import Report
+from tests.faults.report import RECOVERY, Report
 from tests.faults.searching import Search
 from tools.rabbitmq_node import RabbitMQNode
 
@@ -58,6 +58,9 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
     page = request.config.getoption("--reliability")
     if page:
         Path(page).write_text(_REPORT.page("RabbitMQ", "make faults", Path(page).parent))
+    if request.config.getoption("--faults") == "full":
+        slow = [f"{row.name}: {row.recovery:.2f} s" for row in _REPORT.rows if row.recovery >= RECOVERY]
+        assert not slow, f"from the return of what was broken to the first success, in the median: {slow}"
 
 
 @pytest.fixture(scope="session")

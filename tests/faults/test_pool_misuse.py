@@ -7,6 +7,7 @@ import copy
 import os
 import queue
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ NAME = "a hundred threads on a pool of four: all that one should not do"
 SETTING = f"a node, {THREADS} threads"
 QUEUE = "misused"
 POOL: dict[str, object] = {"pool_size": SIZE, "confirm_delivery": True, "pool_timeout": 60}
+#: Seconds that a loan is held: with so many, it takes a minute.
+LEASES, HOLD, MINUTE = 10_000, 0.025, 60.0
 #: Seconds that a checkout may take with a stand-in, which may have lost all permits.
 SHORT = 1.0
 
@@ -86,6 +89,7 @@ def test_no_permit_is_lost_and_nothing_lent_twice(
     round_: int, broker: RabbitMQNode, report: Report, request: pytest.FixtureRequest
 ) -> None:
     short = request.config.getoption("--faults") == "short"
+    began = time.monotonic()
     app, fpika = make_app(params_of(broker), POOL)
     crowd = Crowd(
         Lending(fpika),
@@ -93,11 +97,12 @@ def test_no_permit_is_lost_and_nothing_lent_twice(
         QUEUE,
         kinds=misuse.KINDS,
         seed=SEED + round_,
-        leases=800 if short else 10_000,
-        hold=0.002 if short else 0.02,
+        leases=800 if short else LEASES,
+        hold=0.002 if short else HOLD,
         patience=20.0 if short else 60.0,
     ).run()
     crowd.check()
+    assert short or time.monotonic() - began >= MINUTE
     assert set(crowd.done) == {kind.__name__ for kind in misuse.KINDS}
     assert crowd.refused["PoolTimeout"], "nobody waited in vain"
     there = depth(broker)
