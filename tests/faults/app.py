@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from dataclasses import asdict
@@ -27,6 +28,11 @@ def create_app() -> Flask:
     """Configured by the environment: FLASK_PIKA_*; QUEUE, EXCHANGE, LEDGER (path), WORK (seconds), STAND_IN;
     PASSWORD_FILE, which counts when it is there, as orchestrators give secrets; and PLACE and WALL_CLOCK, of
     which ``mishaps.py`` tells."""
+    # The more is written, the more is searched for secrets.
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(process)d %(message)s"
+    )
+    logging.getLogger("flask_pika").setLevel(logging.DEBUG)
     app = Flask("lab")
     if "WALL_CLOCK" in os.environ:
         mishaps.falsify_clock(Path(os.environ["PLACE"]))

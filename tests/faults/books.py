@@ -55,7 +55,7 @@ class Books:
     :ivar runs: of handlers, in their order.
     :ivar disturbances: when something was broken on purpose.
     :ivar returns: when what was broken was there again.
-    :ivar left: the ids that are still at the broker: dead letters, or in a queue that nobody consumes.
+    :ivar left: the ids of the messages that are still at the broker: in a queue that nobody consumes.
     :ivar deletions: when an operator deleted a queue that was empty. What was under way then may have come
         after the look and before the end: RabbitMQ confirms it, and it is the operator who lost it.
     """
@@ -65,7 +65,7 @@ class Books:
     runs: Sequence[Run]
     disturbances: Sequence[Disturbance]
     returns: Sequence[float] = ()
-    left: Collection[str] = ()
+    left: Sequence[str] = ()
     deletions: Sequence[Disturbance] = ()
     _by_id: dict[str, list[Run]] = field(default_factory=dict, init=False)
 
@@ -94,9 +94,15 @@ class Books:
 
     @property
     def twice(self) -> set[str]:
-        """Committed more than once, be it allowed or not."""
+        """Committed, or still there, more than once, be it allowed or not."""
         ids = collections.Counter(run.id for run in self.runs if run.outcome == "committed")
+        ids.update(self.left)
         return {one for one, count in ids.items() if count > 1}
+
+    @property
+    def lost(self) -> set[str]:
+        """Accepted, and neither committed nor at the broker, nor deleted by an operator."""
+        return self.accepted - self.committed - set(self.left) - self._deleted()
 
     @property
     def longest_over(self) -> float:
@@ -119,8 +125,8 @@ class Books:
         checks = {
             "lost": self._lost(),
             "twice without a cause": self._twice_for_nothing(),
-            "handled, though it was said that nothing was sent": self._phantoms(),
-            "never published": [f"{one} was handled" for one in self.seen - {a.id for a in self.answers}],
+            "there, though it was said that nothing was sent": self._phantoms(),
+            "never published": sorted(self._there() - {answer.id for answer in self.answers}),
             "an error that nobody named": self._unnamed(),
             "an error without a cause": self._needless(),
             "later than its deadline": self._late(),
@@ -137,29 +143,40 @@ class Books:
         assert not found, text
 
     def _lost(self) -> list[str]:
-        missing = self.accepted - self.committed - set(self.left) - self._deleted()
-        return [f"{one} was accepted" for one in sorted(missing)]
+        return [f"{one} was accepted" for one in sorted(self.lost)]
 
     def _deleted(self) -> set[str]:
         """What an operator may have deleted."""
         return {answer.id for answer in self.answers if _meets(answer, self.deletions)}
 
     def _twice_for_nothing(self) -> list[str]:
-        """A second run needs a disturbance between the first one's publishing and its own beginning."""
+        """A second one needs a disturbance between the first one's publishing and its own coming."""
         published = {answer.id: answer.began for answer in self.answers}
-        return [
+        handled = [
             f"{one}: {before}, then {after}"
             for one, runs in self._by_id.items()
             for before, after in itertools.pairwise(runs)
-            if not any(
-                published.get(one, before.begun) <= known.ended and known.began <= after.begun
-                for known in self.disturbances
-            )
+            if not self._disturbed(published.get(one, before.begun), after.begun)
         ]
+        # When these came, nobody knows.
+        there = self.twice & set(self.left)
+        return handled + [
+            f"{one} is left" for one in sorted(there) if not self._disturbed(published.get(one))
+        ]
+
+    def _disturbed(self, since: float | None, until: float = math.inf) -> bool:
+        return since is not None and any(
+            since <= known.ended and known.began <= until for known in self.disturbances
+        )
 
     def _phantoms(self) -> list[str]:
         refused = [answer for answer in self.answers if answer.error in _NOTHING_SENT]
-        return [f"{answer}" for answer in refused if answer.id in self.seen]
+        there = self._there()
+        return [f"{answer}" for answer in refused if answer.id in there]
+
+    def _there(self) -> set[str]:
+        """What came to a handler, or to a queue."""
+        return self.seen | set(self.left)
 
     def _unnamed(self) -> list[str]:
         known = {*errors.__all__, *self.rules.refusals}

@@ -14,6 +14,7 @@ from flask import Flask
 from flask_pika import Pika
 from tests.conftest import wait_for
 from tests.faults.load import Answer
+from tests.faults.searching import told
 
 #: Publishes one message by its id; raises what became of it otherwise.
 Way = Callable[[str], None]
@@ -77,6 +78,7 @@ class Crowd:
                 way(one)
             except Exception as exc:
                 error = exc
+                told.info("%s: %r", one, exc)
             status = 200 if error is None else 503
             name = "" if error is None else type(error).__name__
             text = "" if error is None else str(error)

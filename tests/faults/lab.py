@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import time
+import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,18 +20,16 @@ from tests.faults.books import Books, Rules
 from tests.faults.load import Load
 from tests.faults.programs import WebServer, WorkerProgram
 from tests.faults.report import Report
+from tests.faults.searching import PASSWORD, USER
 from tests.ledger import Disturbance, Ledger
 from tools.proxy import Proxy
 from tools.rabbitmq_cluster import RabbitMQCluster
 from tools.rabbitmq_node import RabbitMQNode
 
-USER = "lab"
-#: It must be in no log, error, repr or answer of the whole run.
-PASSWORD = "l4b-s3cret-of-the-lab"
-
-
 #: Seconds after which the stand-in that gives up early does so.
 EARLY = 0.3
+#: How often the app is asked for its stats.
+_LOOKS = 4
 #: Seconds that a publish may take of the stand-in that has no deadline.
 NO_DEADLINE = 600.0
 
@@ -60,7 +59,7 @@ class Setting:
     path: str = "publish"
     clients: int = 8
     pace: float = 0.005
-    most: int = 20_000
+    most: int = 100_000
     workers: int = 1
     worker_options: Sequence[str] = ()
     work: float = 0.0
@@ -116,6 +115,28 @@ class Site:
         finally:
             with contextlib.suppress(pika.exceptions.AMQPError):
                 connection.close()
+
+
+def let_in(ctl: Callable[..., object]) -> None:
+    """Make the lab's user, who may do anything.
+
+    :param ctl: a node's or a cluster's.
+    """
+    ctl("add_user", USER, PASSWORD)
+    ctl("set_permissions", USER, ".*", ".*", ".*")
+
+
+def params_of(node: RabbitMQNode) -> dict[str, object]:
+    """For an app in this process: as the lab's user, whose password is searched for."""
+    return {**node.params, "username": USER, "password": PASSWORD}
+
+
+@contextlib.contextmanager
+def open_site(records: Path) -> Iterator[Site]:
+    """A cluster of three, with a proxy before each node."""
+    with RabbitMQCluster() as cluster, contextlib.ExitStack() as stack:
+        let_in(cluster.ctl)
+        yield Site(cluster, [stack.enter_context(Proxy(node.port)) for node in cluster.nodes], records)
 
 
 class Lab:
@@ -233,7 +254,7 @@ class Lab:
 
     @contextlib.contextmanager
     def deletion(self) -> Iterator[None]:
-        """While the queue is deleted, if it is empty: see :attr:`Books.deletions`."""
+        """While the queue is deleted; an exception says that it was not: see :attr:`Books.deletions`."""
         one = Disturbance(time.monotonic())
         yield
         one.ended = time.monotonic()
@@ -242,10 +263,15 @@ class Lab:
     def goes_on(self, more: int = 100) -> None:
         self.load.goes_on(more)
 
+    def is_held_up(self) -> None:
+        """Wait until each client waits for its answer: all have something under way. Stand-ins need not."""
+        self.load.is_held_up(unless=50 if self.stand_in else None)
+
     def holder(self) -> RabbitMQNode:
-        """The node that holds the connection of a publisher that is under load."""
-        found = self.cluster.holder_of("lab on")
-        assert found is not None, "nobody is connected"
+        """The node that holds a connection of the web server's, which is under load."""
+        pids = sorted(self.server.children) or [self.server.pid]
+        found = next((node for pid in pids if (node := self.cluster.holder_of(f"(pid {pid})"))), None)
+        assert found is not None, f"none of {pids} is connected"
         return found
 
     # For the end
@@ -253,6 +279,7 @@ class Lab:
     def settle(self) -> Books:
         """Stop the load, have all that is left handled, and open the books."""
         self.load.stop()
+        self._write_down()
         for _ in range(5):
             self._wait_until_empty()
             for worker in self.workers:
@@ -272,12 +299,21 @@ class Lab:
             self.deletions,
         )
 
-    def left(self) -> set[str]:
+    def _write_down(self) -> None:
+        """What the app says of itself and of its errors, to be searched with the rest."""
+        shown = []
+        for _ in range(_LOOKS):  # each is one process's
+            with urllib.request.urlopen(f"{self.server.base}/stats", timeout=60) as response:
+                shown.append(response.read().decode())
+        (self.place / "stats").write_text("\n".join(shown))
+        (self.place / "answers").write_text("\n".join(one.text for one in self.load.answers if one.text))
+
+    def left(self) -> list[str]:
         """What is in the queue still: where nothing consumes, all of it."""
-        found = set()
+        found = []
         with contextlib.suppress(pika.exceptions.ChannelClosedByBroker), self.site.channel() as ch:
             while (got := ch.basic_get(self.queue, auto_ack=True))[0] is not None:
-                found.add((got[2] or b"").decode())
+                found.append((got[2] or b"").decode())
         return found
 
     def _wait_until_empty(self) -> None:
@@ -305,19 +341,11 @@ def run(scenario: Scenario, site: Site, report: Report, *, grace: float) -> Lab:
         lab.goes_on()
         scenario.fault(lab)
         lab.goes_on()
+        assert not lab.load.is_over, "the load came to its end before the fault did"
         books = lab.settle()
+    # Also of a round that fails: the page says what was, not what should be.
+    report.add_books(scenario.group, scenario.name, scenario.setting.server, books)
     books.check()
-    report.add(
-        scenario.group,
-        scenario.name,
-        setting=scenario.setting.server,
-        tried=len(books.answers),
-        accepted=len(books.accepted),
-        refused=books.refused,
-        twice=len(books.twice),
-        longest_over=books.longest_over,
-        recoveries=books.recoveries,
-    )
     return lab
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ class Answer:
     status: int | None
     #: The error's class, where the app named one.
     error: str = ""
+    #: All that was answered, but for the good ones.
     text: str = ""
 
     @property
@@ -53,7 +55,7 @@ class Load:
         *,
         clients: int = 8,
         pace: float = 0.005,
-        most: int = 20_000,
+        most: int = 100_000,
         patience: float = 60.0,
     ) -> None:
         where = urlsplit(base)
@@ -74,34 +76,46 @@ class Load:
     def answers(self) -> list[Answer]:
         return list(self._answers)
 
-    @property
-    def accepted(self) -> int:
-        return sum(answer.accepted for answer in self.answers)
+    def answers_since(self, number: int) -> list[Answer]:
+        """Those after the first so many."""
+        return self._answers[number:]
 
     def goes_on(self, more: int = 100, timeout: float = 60.0) -> None:
         """Wait until so many more were accepted that began after this call."""
-        since = time.monotonic()
+        self.has_answered(more, lambda answer: answer.accepted, timeout)
+
+    def has_answered(
+        self, more: int, how: Callable[[Answer], bool] = lambda _answer: True, timeout: float = 120.0
+    ) -> None:
+        """Wait for so many more answers of a kind to requests that began after this call."""
+        number, since = len(self._answers), time.monotonic()
         wait_for(
             lambda: (
-                sum(answer.accepted and answer.began >= since for answer in self.answers) >= more
+                sum(answer.began >= since and how(answer) for answer in self.answers_since(number)) >= more
                 or self.is_over
             ),
-            lambda: f"{more} messages accepted; the last answers: {self.answers[-3:]}",
+            lambda: f"{more} answers; the last ones: {self._answers[-3:]}",
             timeout,
         )
 
-    def is_held_up(self, more: int = 50, timeout: float = 60.0) -> None:
-        """Wait until each client waits for an answer for a while; or, with a stand-in, none has to."""
-        before = self.accepted
+    def is_held_up(self, unless: int | None = None, timeout: float = 60.0) -> None:
+        """Wait until each client waits for an answer for a while.
+
+        :param unless: or until so many more were accepted: stand-ins do not wait.
+        """
+        number = len(self._answers)
         wait_for(
             lambda: (
                 all(
                     began is not None and time.monotonic() - began > _HELD_UP for began in list(self._waiting)
                 )
-                or self.accepted >= before + more
+                or (
+                    unless is not None
+                    and sum(answer.accepted for answer in self.answers_since(number)) >= unless
+                )
                 or self.is_over
             ),
-            lambda: f"waiting since {self._waiting}",
+            lambda: f"waiting since {self._waiting}, at {time.monotonic()}",
             timeout,
         )
 
@@ -145,10 +159,11 @@ class Load:
             return Answer(id_, began, time.monotonic(), None, text=repr(exc))
         finally:
             connection.close()
+        ended, text = time.monotonic(), body.decode(errors="replace")
         try:
-            told = json.loads(body)
+            error = json.loads(body).get("error", "")
         except ValueError:
-            told = {"text": body.decode(errors="replace")[:500]}
+            error = ""
         return Answer(
-            id_, began, time.monotonic(), response.status, told.get("error", ""), told.get("text", "")
+            id_, began, ended, response.status, error, text if error or response.status >= 300 else ""
         )

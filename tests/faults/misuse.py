@@ -22,6 +22,7 @@ from flask import Flask
 
 from flask_pika import BrokerUnavailable, ChannelReturned, PoolTimeout
 from tests.conftest import sockets
+from tests.faults.searching import told
 
 SIZE = 4
 THREADS = 100
@@ -239,6 +240,7 @@ class Crowd:
             self.lender.return_channel(channel)
 
     def _refuse(self, exc: PoolTimeout) -> None:
+        told.info("%r", exc)
         with self._lock:
             self.refused[type(exc).__name__] += 1
         found = _IN_USE.search(str(exc))

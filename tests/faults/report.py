@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.faults.books import Books
+
 #: The groups of scenarios, by their numbers.
 GROUPS = {
     1: "Nodes of a cluster",
@@ -28,6 +30,8 @@ GROUPS = {
 #: What ``make soak`` leaves in the documentation's directory: its summary and its plot.
 SOAK = "soak.json"
 SOAK_PLOT = "images/soak.svg"
+#: Seconds from the return of what was broken to the first success: of each scenario, the median is below it.
+RECOVERY = 1.0
 
 
 @dataclass
@@ -57,6 +61,11 @@ class Row:
     longest_over: float | None = None
     recoveries: list[float] = field(default_factory=list)
     caught: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def recovery(self) -> float:
+        """Seconds, the median; NaN: there was nothing to come back from."""
+        return statistics.median(self.recoveries) if self.recoveries else math.nan
 
 
 class Report:
@@ -95,6 +104,21 @@ class Report:
         if longest_over is not None:
             row.longest_over = max(longest_over, -math.inf if row.longest_over is None else row.longest_over)
         row.recoveries.extend(recoveries)
+
+    def add_books(self, group: int, name: str, setting: str, books: Books) -> None:
+        """One more round, of which there are books."""
+        self.add(
+            group,
+            name,
+            setting=setting,
+            tried=len(books.answers),
+            accepted=len(books.accepted),
+            refused=books.refused,
+            lost=len(books.lost),
+            twice=len(books.twice),
+            longest_over=books.longest_over,
+            recoveries=books.recoveries,
+        )
 
     def add_caught(self, group: int, name: str, stand_in: str, how: str) -> None:
         """A stand-in that the scenario caught, and how it showed."""
@@ -159,7 +183,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         refused = ", ".join(f"{count:,} {name}" for name, count in row.refused.most_common()) or "0"
         over = "" if row.longest_over is None else f"{row.longest_over:+.2f} s"
-        back = f"{statistics.median(row.recoveries):.2f} s" if row.recoveries else ""
+        back = f"{row.recovery:.2f} s" if row.recoveries else ""
         caught = "; ".join(f"{stand_in}: {how}" for stand_in, how in sorted(row.caught.items()))
         cells = [row.name, row.setting, f"{row.rounds}", f"{row.tried:,}", f"{row.accepted:,}", refused]
         cells += [f"{row.lost:,}", f"{row.twice:,}", over, back, caught]

@@ -30,12 +30,10 @@ from typing import Any
 from tests.conftest import wait_for
 from tests.faults import report
 from tests.faults.books import Books
-from tests.faults.conftest import check_secrets
 from tests.faults.flat import Judged, judge_all
-from tests.faults.lab import PASSWORD, USER, Lab, Setting, Site
+from tests.faults.lab import Lab, Setting, Site, open_site
 from tests.faults.programs import ROOT
-from tools.proxy import Proxy
-from tools.rabbitmq_cluster import RabbitMQCluster
+from tests.faults.searching import Search
 from tools.rabbitmq_node import RabbitMQNode
 
 #: What a pooled channel raises when its node is restarted: pika's own.
@@ -324,15 +322,6 @@ def draw(outcome: Outcome, path: Path) -> None:
     plt.close(figure)
 
 
-@contextlib.contextmanager
-def open_site(records: Path) -> Iterator[Site]:
-    """The lab's cluster and proxies, without a test run around them."""
-    with RabbitMQCluster() as cluster, contextlib.ExitStack() as stack:
-        cluster.ctl("add_user", USER, PASSWORD)
-        cluster.ctl("set_permissions", USER, ".*", ".*", ".*")
-        yield Site(cluster, [stack.enter_context(Proxy(node.port)) for node in cluster.nodes], records)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
@@ -345,9 +334,8 @@ def main() -> int:
     with open_site(records) as site:
         broker = f"RabbitMQ {site.cluster.ctl('version').strip()}"
         outcome = soak(site, chosen.minutes, grace=10.0)
-    texts = {str(path): path.read_text(errors="replace") for path in records.rglob("*") if path.is_file()}
     try:
-        check_secrets(texts)
+        Search(records).check()
     except AssertionError as exc:
         outcome.problems.append(str(exc))
     told = summary(outcome, chosen.minutes, broker)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import itertools
 import json
-import logging
 import struct
 import threading
 import time
@@ -24,8 +24,10 @@ from tests.contract.helpers import Peer
 from tests.contract.raw import Wire
 from tests.faults.bad_messages import Publish, Raw, publishes, raws
 from tests.faults.crowd import OwnQueue, new_app
+from tests.faults.lab import params_of
 from tests.faults.peers import Memory, raw
 from tests.faults.report import Report
+from tests.faults.searching import told
 from tools.rabbitmq_node import RabbitMQNode
 
 pytestmark = [pytest.mark.broker, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -50,6 +52,17 @@ PUBLISHED = "malformed bodies, headers and properties, to be published"
 Publisher = Callable[..., object]
 
 
+class Refused:
+    """What became of one that was not taken. The error is not kept: its frames have messages in them."""
+
+    def __init__(self, one: Publish, exc: Exception) -> None:
+        self.one, self.error, self.text = one, type(exc).__name__, f"{exc!r}"
+        self.is_named = is_named(one, exc)
+        #: Whether it says that no queue has it.
+        self.is_nowhere = isinstance(exc, (InvalidMessage, Unroutable))
+        told.info("%s: %s; %r", one.field, exc, exc)
+
+
 class Clients:
     """Threads that publish what makes no sense, each of them followed by a message of another's that does."""
 
@@ -57,9 +70,9 @@ class Clients:
         self._publish, self._queue = publish, queue
         self._hostile, self._lock = iter(list(hostile)), threading.Lock()
         self.accepted: list[Publish] = []
-        self.refused: list[tuple[Publish, Exception]] = []
+        self.refused: list[Refused] = []
         self.good: list[str] = []
-        self.failed: list[tuple[str, Exception]] = []
+        self.failed: list[str] = []
         self.longest = 0.0
 
     def run(self) -> None:
@@ -87,7 +100,7 @@ class Clients:
         try:
             self._publish(one.body, **given)
         except Exception as exc:
-            self.refused.append((one, exc))
+            self.refused.append(Refused(one, exc))
         else:
             self.accepted.append(one)
         self.longest = max(self.longest, time.monotonic() - began)
@@ -97,7 +110,7 @@ class Clients:
         try:
             self._publish(text, routing_key=self._queue, app_id="good")
         except Exception as exc:
-            self.failed.append((text, exc))
+            self.failed.append(f"{text}: {exc!r}")
         else:
             self.good.append(text)
         self.longest = max(self.longest, time.monotonic() - began)
@@ -145,7 +158,7 @@ def publisher_findings(clients: Clients, came: list[tuple[Any, bytes]]) -> dict[
     for properties, body in came:
         by_marker[properties.type] = by_marker[properties.app_id] = (properties, body)
     good = collections.Counter(body.decode() for properties, body in came if properties.app_id == "good")
-    refused = {one.marker for one, exc in clients.refused if isinstance(exc, (InvalidMessage, Unroutable))}
+    refused = {each.one.marker for each in clients.refused if each.is_nowhere}
     found = {
         "lost": [text for text in clients.good if not good[text]]
         # What expires has done so, when there are many.
@@ -160,11 +173,11 @@ def publisher_findings(clients: Clients, came: list[tuple[Any, bytes]]) -> dict[
             if one.marker in by_marker and not is_faithful(one, *by_marker[one.marker])
         ],
         "an error that does not name it": [
-            f"{one.field} {one.given}"[:300] + f": {exc!r}"[:300]
-            for one, exc in clients.refused
-            if not is_named(one, exc)
+            f"{each.one.field} {each.one.given}"[:300] + f": {each.text}"[:300]
+            for each in clients.refused
+            if not each.is_named
         ],
-        "an error for a good one": [f"{text}: {exc!r}" for text, exc in clients.failed],
+        "an error for a good one": clients.failed,
         "refused, and there": sorted(refused & set(by_marker)),
     }
     return {kind: those for kind, those in found.items() if those}
@@ -174,13 +187,14 @@ def test_malformed_messages_are_refused_by_name_or_carried_as_they_are(
     round_: int, node: RabbitMQNode, report: Report, count: int, grace: float
 ) -> None:
     queue = f"malformed-{next(names)}"
-    _app, fpika = new_app(node.params, TIMEOUT)
+    _app, fpika = new_app(params_of(node), TIMEOUT)
     memory = Memory()
     with OwnQueue(node.url, queue) as own:
         clients = Clients(fpika.publish, queue, publishes(count, round_))
         clients.run()
         grown = memory.grown
         came = own.take()
+    told.info("%r %s", fpika, fpika.stats())
     fpika.close()
     found = publisher_findings(clients, came)
     assert not found, {kind: (len(those), those[:6]) for kind, those in found.items()}
@@ -194,7 +208,7 @@ def test_malformed_messages_are_refused_by_name_or_carried_as_they_are(
         setting=f"{THREADS} threads; {count:,} of them, and as many good ones in between",
         tried=2 * count,
         accepted=len(clients.good) + len(clients.accepted),
-        refused=collections.Counter(type(exc).__name__ for _, exc in clients.refused),
+        refused=collections.Counter(each.error for each in clients.refused),
         longest_over=clients.longest - TIMEOUT,
     )
 
@@ -245,7 +259,6 @@ class Sender:
     def __init__(self, node: RabbitMQNode) -> None:
         self._peer = Peer("rabbitmq", "127.0.0.1", node.port)
         self._wire: Wire | None = None
-        self.taken = self.refused = 0
 
     def send(self, queue: str, properties: bytes, body: bytes) -> bool:
         """Whether the broker took it; it ends the connection over what it cannot read."""
@@ -262,8 +275,6 @@ class Sender:
         taken = answer is not None and isinstance(getattr(answer, "method", None), spec.Basic.Ack)
         if not taken:
             self.close()
-        self.taken += taken
-        self.refused += not taken
         return taken
 
     def close(self) -> None:
@@ -286,18 +297,40 @@ def frames(queue: str, properties: bytes, body: bytes) -> Iterator[bytes]:
 DEADLY = b"x-death"
 
 
-def send_all(node: RabbitMQNode, queue: str, hostile: Iterable[Raw]) -> tuple[int, int, list[str]]:
-    """How many hostile ones the broker took, and did not; and the good ones."""
-    sender, good, taken = Sender(node), [], 0
-    try:
-        for number, one in enumerate(hostile):
-            taken += sender.send(queue, one.properties, one.body)
-            text = f"good-{number}"
-            assert sender.send(queue, b"\x00\x00", text.encode())
-            good.append(text)
-    finally:
-        sender.close()
-    return taken, sender.refused, good
+class Sent:
+    """What became of all that was sent: hostile ones, by whether the broker took them; and the good ones."""
+
+    def __init__(self) -> None:
+        self.taken = self.refused = 0
+        self.good: list[str] = []
+
+
+def send_all(node: RabbitMQNode, queue: str, hostile: Iterable[Raw]) -> Sent:
+    """From several clients at once; each hostile one is followed by a good one."""
+    each, lock, sent = enumerate(list(hostile)), threading.Lock(), Sent()
+
+    def work() -> None:
+        sender = Sender(node)
+        try:
+            while True:
+                with lock:
+                    number, one = next(each, (0, None))
+                if one is None:
+                    return
+                is_taken = sender.send(queue, one.properties, one.body)
+                text = f"good-{number}"
+                assert sender.send(queue, b"\x00\x00", text.encode()), text
+                with lock:
+                    sent.taken += is_taken
+                    sent.refused += not is_taken
+                    sent.good.append(text)
+        finally:
+            sender.close()
+
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        for one in [pool.submit(work) for _ in range(THREADS)]:
+            one.result()
+    return sent
 
 
 def look_at(delivery: Delivery) -> None:
@@ -346,26 +379,25 @@ def test_malformed_deliveries_are_all_settled(
     node: RabbitMQNode,
     report: Report,
     count: int,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     queue = f"deliveries-{next(names)}"
     dead = f"{queue}.dead"
     count //= 2
     arguments = None if retry else {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
-    _app, fpika = new_app(node.params, TIMEOUT)
+    _app, fpika = new_app(params_of(node), TIMEOUT)
     handled = Handled()
     fpika.consumer(queue, prefetch=16, retry=retry)(handled.handle)
-    # pytest keeps each record of a failure, and with its traceback the delivery.
-    caplog.set_level(logging.CRITICAL, "flask_pika.consumer")
     memory = Memory()
     with OwnQueue(node.url, queue, arguments) as own, OwnQueue(node.url, dead) as dead_ones:
         with fpika.worker(threads=THREADS) as worker:
             hostile = raws(count, round_, queue, without=b"" if retry else DEADLY)
-            taken, refused, good = send_all(node, queue, hostile)
+            sent = send_all(node, queue, hostile)
+            taken, good = sent.taken, sent.good
             wait_for(
                 lambda: len(handled.good) >= len(good), lambda: f"{len(handled.good)} of {len(good)}", 120
             )
             wait_for(lambda: given_up(worker) >= taken, lambda: f"{taken} given up: {worker.stats()}", 120)
+            told.info("%r %r %s", worker, fpika, worker.stats())
         grown = memory.grown
         left, among_dead = own.purge(), purge_all(dead_ones, taken)  # RabbitMQ moves them in its own time
     fpika.close()
@@ -376,7 +408,8 @@ def test_malformed_deliveries_are_all_settled(
     report.add(
         GROUP,
         f"{DELIVERED}, and {'retried' if retry else 'rejected'}",
-        setting=f"{THREADS} handler threads; {count:,} of them, {refused:,} of which no broker takes",
+        setting=f"{THREADS} clients, {THREADS} handler threads; "
+        f"{count:,} of them, {sent.refused:,} of which no broker takes",
         tried=2 * count,
         accepted=taken + len(good),
         refused=handled.errors,
@@ -407,7 +440,7 @@ def test_a_consumer_that_is_not_prepared_is_caught(node: RabbitMQNode, report: R
     queue = f"deliveries-{next(names)}"
     handled = Handled()
     with OwnQueue(node.url, queue) as own:
-        taken, _refused, good = send_all(node, queue, raws(50, 1, queue))
+        sent = send_all(node, queue, raws(50, 1, queue))
         connection = pika.BlockingConnection(pika.URLParameters(node.url))
         channel: Any = connection.channel()
 
@@ -425,8 +458,7 @@ def test_a_consumer_that_is_not_prepared_is_caught(node: RabbitMQNode, report: R
         with contextlib.suppress(Exception):
             connection.close()
         # What it had comes back when the broker has noticed its end, which was none in order.
-        left = purge_all(own, 1)
-        found = consumer_findings(handled, good, taken, 0, left)
+        found = consumer_findings(handled, sent.good, sent.taken, 0, purge_all(own, 1))
     assert {"lost", "not settled"} <= set(found), found
     report.add_caught(GROUP, f"{DELIVERED}, and rejected", "no guard", f"{len(found['lost'])} lost")
     report.add_caught(GROUP, f"{DELIVERED}, and retried", "no guard", f"{len(found['lost'])} lost")

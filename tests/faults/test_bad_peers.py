@@ -20,6 +20,7 @@ from tests.faults.books import Books, Rules
 from tests.faults.crowd import Crowd, OwnQueue, Way, new_app
 from tests.faults.peers import FOUR_GIGABYTES, INVENTED, Impostor, Memory, Script, Switch, scripts, words
 from tests.faults.report import Report
+from tests.faults.searching import PASSWORD, USER, told
 from tests.ledger import Disturbance, Ledger, Run
 from tools.rabbitmq_node import RabbitMQNode
 
@@ -66,11 +67,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "delay", lambda _self, _failures: 0.02)
 
 
+def params_at(port: int) -> dict[str, object]:
+    about = {"host": "127.0.0.1", "port": port, "username": USER, "password": PASSWORD}
+    return {**about, "heartbeat": HEARTBEAT}
+
+
 @contextlib.contextmanager
 def ways_through(port: int, queue: str) -> Iterator[list[Way]]:
     """For each client an app of its own: half of them publish, half do so on a channel of the pool."""
-    params = {"host": "127.0.0.1", "port": port, "heartbeat": HEARTBEAT}
-    params |= {"stack_timeout": TIMEOUT, "socket_timeout": TIMEOUT}
+    params = params_at(port) | {"stack_timeout": TIMEOUT, "socket_timeout": TIMEOUT}
     apps = [new_app(params, TIMEOUT) for _ in range(CLIENTS)]
 
     def publish(fpika: Pika, one: str) -> None:
@@ -87,6 +92,7 @@ def ways_through(port: int, queue: str) -> Iterator[list[Way]]:
         ]
     finally:
         for _app, fpika in apps:
+            told.info("%r %s", fpika, fpika.stats())
             fpika.close()
 
 
@@ -94,25 +100,11 @@ def books_of(
     crowd: Crowd,
     grace: float,
     disturbed: Disturbance,
-    left: set[str],
+    left: Sequence[str],
     returns: Sequence[float] = (),
     runs: Sequence[Run] = (),
 ) -> Books:
     return Books(Rules(LONGEST, grace, NAMED), crowd.answers, runs, [disturbed], returns, left)
-
-
-def add(report: Report, name: str, books: Books, tried: int, what: str) -> None:
-    report.add(
-        GROUP,
-        name,
-        setting=f"{CLIENTS} threads; {tried} times {what}",
-        tried=len(books.answers),
-        accepted=len(books.accepted),
-        refused=books.refused,
-        twice=len(books.twice),
-        longest_over=books.longest_over,
-        recoveries=books.recoveries,
-    )
 
 
 # At connect time
@@ -138,7 +130,7 @@ def meet_impostors(
             crowd.goes_on()
             disturbed.ended = time.monotonic()
             crowd.stop()
-        left = {body.decode() for _, body in own.take()}
+        left = [body.decode() for _, body in own.take()]
         assert impostor.served >= len(plan)
     return books_of(crowd, grace, disturbed, left, [returned]), grown
 
@@ -150,9 +142,10 @@ def test_something_else_at_the_port(
     plan = scripts(words(100 if full else 8, seed=round_), stages=5 if full else 1, seed=round_)
     random.Random(round_).shuffle(plan)
     books, grown = meet_impostors(node, plan, ways_through, grace)
+    about = f"{CLIENTS} threads; {len(plan)} times at a connect"
+    report.add_books(GROUP, AT_CONNECT, about, books)
     books.check()
     assert grown < MEMORY
-    add(report, AT_CONNECT, books, len(plan), "at a connect")
 
 
 @contextlib.contextmanager
@@ -191,7 +184,7 @@ def test_clients_without_a_bound_are_caught(node: RabbitMQNode, report: Report) 
             crowd.goes_on(1)
             disturbed.ended = time.monotonic()
             crowd.stop()
-        left = {body.decode() for _, body in own.take()}
+        left = [body.decode() for _, body in own.take()]
     found = books_of(crowd, 0.0, disturbed, left).findings()
     assert "later than its deadline" in found, found
     how = f"{len(found['later than its deadline'])} later than their deadline"
@@ -219,7 +212,7 @@ class Consuming:
     """A worker on the queue, and its ledger, in a ``with`` block."""
 
     def __init__(self, port: int, queue: str, ledger: Ledger) -> None:
-        self.app, self.fpika = new_app({"host": "127.0.0.1", "port": port, "heartbeat": HEARTBEAT}, TIMEOUT)
+        self.app, self.fpika = new_app(params_at(port), TIMEOUT)
 
         @self.fpika.consumer(queue, prefetch=32)
         def handle(delivery: Delivery) -> None:
@@ -233,6 +226,7 @@ class Consuming:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        told.info("%r %r %s", self.worker, self.fpika, self.worker.stats())
         self.worker.stop()
         self.fpika.close()
 
@@ -270,7 +264,7 @@ def interrupt(
             crowd.stop()
             accepted = {one.id for one in crowd.answers if one.accepted}
             wait_for(lambda: accepted <= ledger.committed, lambda: f"{accepted - ledger.committed}", 120)
-        left = {body.decode() for _, body in own.take()}
+        left = [body.decode() for _, body in own.take()]
     # A broker that delivers what nobody published is believed: nothing in AMQP could tell.
     runs = [run for run in ledger.runs if run.id != INVENTED.decode()]
     return books_of(crowd, grace, disturbed, left, returns, runs), grown, stuck
@@ -283,9 +277,10 @@ def test_words_that_no_broker_says(
     said = words(100 if full else 4, seed=round_)
     books, grown, stuck = interrupt(node, said, ledger, grace)
     assert not stuck
+    about = f"{CLIENTS} threads; {len(said)} times to all of them and a worker"
+    report.add_books(GROUP, IN_SESSION, about, books)
     books.check()
     assert grown < MEMORY
-    add(report, IN_SESSION, books, len(said), "to all of them and a worker")
 
 
 @pytest.mark.usefixtures("impatient")

@@ -59,21 +59,8 @@ def everywhere(lab: Lab, work: Callable[[Proxy], None]) -> None:
 
 
 def goes_on_asking(lab: Lab, more: int = 50) -> None:
-    """Wait for so many answers to requests that began after this call, be they good or bad."""
-    since = time.monotonic()
-    wait_for(
-        lambda: sum(answer.began >= since for answer in lab.load.answers) >= more or lab.load.is_over,
-        lambda: f"{more} answers; the last ones: {lab.load.answers[-3:]}",
-        120,
-    )
-
-
-def web_node(lab: Lab) -> RabbitMQNode:
-    """The node that holds a connection of the web server's."""
-    pids = sorted(lab.server.children)
-    found = next((node for pid in pids if (node := lab.cluster.holder_of(f"(pid {pid})"))), None)
-    assert found is not None, f"none of {pids} is connected"
-    return found
+    """Wait for so many answers, be they good or bad."""
+    lab.load.has_answered(more)
 
 
 def connections(lab: Lab, node: RabbitMQNode) -> int:
@@ -87,7 +74,7 @@ def connections(lab: Lab, node: RabbitMQNode) -> int:
 def cut_under_way(lab: Lab) -> None:
     """All nodes are cut off while something is under way from each client."""
     everywhere(lab, Proxy.freeze)
-    lab.load.is_held_up()
+    lab.is_held_up()
     everywhere(lab, Proxy.cut)  # what waited in the proxies is gone
     everywhere(lab, Proxy.thaw)
     lab.returned()
@@ -126,7 +113,7 @@ def half_close_to_broker(lab: Lab) -> None:
     """The broker sees an end, and has not had what was under way; only the broker tells the app."""
     with restored(lab), lab.disturbed():
         everywhere(lab, Proxy.freeze)
-        lab.load.is_held_up()
+        lab.is_held_up()
         everywhere(lab, lambda proxy: proxy.half_close(to_target=True))
         everywhere(lab, Proxy.thaw)
         lab.returned()
@@ -135,7 +122,7 @@ def half_close_to_broker(lab: Lab) -> None:
 
 def freeze_one(lab: Lab) -> None:
     """The two others take over; the frozen node has given its connections up when the network comes back."""
-    node = web_node(lab)
+    node = lab.holder()
     proxy = lab.proxies[lab.cluster.nodes.index(node)]
     heard = len(node.log())
     with restored(lab), lab.disturbed():
@@ -271,7 +258,7 @@ def freeze_all(*labs: Lab) -> None:
             stack.enter_context(lab.disturbed())
         everywhere(labs[0], Proxy.freeze)
         for lab in labs:
-            lab.load.is_held_up()
+            lab.is_held_up()
         frozen = time.monotonic()
         for lab in labs:
             wait_for(
@@ -309,18 +296,8 @@ def test_a_frozen_network_on_pooled_channels(round_: int, whole: Site, report: R
             each.goes_on()
         freeze_all(*labs)
         books, broken_books = lab.settle(), broken.settle()
+    report.add_books(2, name, POOLED.server, books)
     books.check()
-    report.add(
-        2,
-        name,
-        setting=POOLED.server,
-        tried=len(books.answers),
-        accepted=len(books.accepted),
-        refused=books.refused,
-        twice=len(books.twice),
-        longest_over=books.longest_over,
-        recoveries=books.recoveries,
-    )
     kind = "later than its deadline"
     found = broken_books.findings()
     assert kind in found, f"'no heartbeat' was not caught; found: {found}"

@@ -16,7 +16,7 @@ def kill(lab: Lab, node: RabbitMQNode) -> None:
     """Kill it when messages are under way: it is frozen first, until each client waits for it."""
     with lab.disturbed():
         with node.frozen():
-            lab.load.is_held_up()
+            lab.is_held_up()
             node.kill()
         lab.returned()  # the other two are there
         lab.goes_on()
@@ -48,7 +48,7 @@ def lose_the_majority(lab: Lab) -> None:
     with lab.disturbed():
         for node in gone:
             node.kill()
-        lab.load.is_held_up()
+        lab.is_held_up()
         lab.cluster.start_nodes(gone)
         lab.cluster.wait_until_whole()
         lab.returned()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import os
 import queue
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +24,10 @@ from flask_pika.slot import Slot
 from flask_pika.state import all_states
 from tests.conftest import make_app
 from tests.faults import misuse
+from tests.faults.lab import params_of
 from tests.faults.misuse import SIZE, THREADS, Crowd, Kind, Lender
 from tests.faults.report import Report
+from tests.faults.searching import told
 from tools.rabbitmq_node import RabbitMQNode
 
 pytestmark = [pytest.mark.broker, pytest.mark.faults]
@@ -36,18 +38,10 @@ NAME = "a hundred threads on a pool of four: all that one should not do"
 SETTING = f"a node, {THREADS} threads"
 QUEUE = "misused"
 POOL: dict[str, object] = {"pool_size": SIZE, "confirm_delivery": True, "pool_timeout": 60}
+#: Seconds that a loan is held: with so many, it takes a minute.
+LEASES, HOLD, MINUTE = 10_000, 0.025, 60.0
 #: Seconds that a checkout may take with a stand-in, which may have lost all permits.
 SHORT = 1.0
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody keeps log records: an exception in one has the frames it came through, and so the leases.
-
-    What a record of a checkout holds is not dropped, however much its borrower has forgotten it.
-    """
-    for name in ("pika", "flask_pika"):
-        caplog.set_level(logging.CRITICAL, name)
 
 
 class Lending:
@@ -63,6 +57,7 @@ class Lending:
         return self._fpika.stats().in_use
 
     def close(self) -> None:
+        told.info("%r %s", self._fpika, self._fpika.stats())
         self._fpika.close()
 
 
@@ -94,18 +89,20 @@ def test_no_permit_is_lost_and_nothing_lent_twice(
     round_: int, broker: RabbitMQNode, report: Report, request: pytest.FixtureRequest
 ) -> None:
     short = request.config.getoption("--faults") == "short"
-    app, fpika = make_app(broker.params, POOL)
+    began = time.monotonic()
+    app, fpika = make_app(params_of(broker), POOL)
     crowd = Crowd(
         Lending(fpika),
         app,
         QUEUE,
         kinds=misuse.KINDS,
         seed=SEED + round_,
-        leases=800 if short else 10_000,
-        hold=0.002 if short else 0.02,
+        leases=800 if short else LEASES,
+        hold=0.002 if short else HOLD,
         patience=20.0 if short else 60.0,
     ).run()
     crowd.check()
+    assert short or time.monotonic() - began >= MINUTE
     assert set(crowd.done) == {kind.__name__ for kind in misuse.KINDS}
     assert crowd.refused["PoolTimeout"], "nobody waited in vain"
     there = depth(broker)
@@ -236,7 +233,7 @@ def test_a_stand_in_is_caught(
     name: str, broker: RabbitMQNode, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in = STAND_INS[name]
-    app, fpika = make_app(broker.params, {**POOL, **(stand_in.pool or {})})
+    app, fpika = make_app(params_of(broker), {**POOL, **(stand_in.pool or {})})
     with monkeypatch.context() as patch:
         undo = stand_in.breaks(patch)
         crowd = a_stand_ins_crowd(Lending(fpika), app, stand_in.kinds, stand_in.publishes)

@@ -39,7 +39,7 @@ def in_hand(lab: Lab) -> Iterator[None]:
     try:
         for proxy in lab.proxies:
             proxy.freeze()
-        lab.load.is_held_up()
+        lab.is_held_up()
         yield
     finally:
         for proxy in lab.proxies:

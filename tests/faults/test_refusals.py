@@ -14,8 +14,9 @@ import pytest
 
 from tests.conftest import wait_for
 from tests.faults import lab as _lab
-from tests.faults.lab import PASSWORD, USER, Lab, Scenario, Setting, Site
+from tests.faults.lab import Lab, Scenario, Setting, Site
 from tests.faults.report import Report
+from tests.faults.searching import PASSWORD, USER
 
 pytestmark = [pytest.mark.broker, pytest.mark.faults]
 
@@ -74,22 +75,23 @@ def mend(lab: Lab, act: str) -> None:
 
 def is_refused(lab: Lab, *names: str) -> None:
     """Wait until some requests ended with one of these; or a stand-in has shown what it does instead."""
-    before, accepted = times_refused(lab, names), lab.load.accepted
+    number = len(lab.load.answers)
     over = time.monotonic() + lab.rules.timeout + lab.rules.grace + 1
 
+    def shown() -> bool:
+        return time.monotonic() > over or accepted() > SHOWN
+
+    def accepted() -> int:
+        return sum(answer.accepted for answer in lab.load.answers_since(number))
+
+    def refused() -> int:
+        return sum(answer.error in names for answer in lab.load.answers_since(number))
+
     wait_for(
-        lambda: (
-            times_refused(lab, names) >= before + REFUSED
-            or (lab.stand_in and (time.monotonic() > over or lab.load.accepted > accepted + SHOWN))
-            or lab.load.is_over
-        ),
+        lambda: refused() >= REFUSED or (lab.stand_in and shown()) or lab.load.is_over,
         lambda: f"{names}; the last answers: {lab.load.answers[-3:]}",
         120,
     )
-
-
-def times_refused(lab: Lab, names: Collection[str]) -> int:
-    return sum(answer.error in names for answer in lab.load.answers)
 
 
 def close_connections(lab: Lab) -> None:
@@ -224,13 +226,13 @@ def delete_what_it_publishes_to(lab: Lab) -> None:
 
 def is_deleted(lab: Lab) -> bool:
     """Whether the queue was empty, so that nobody loses anything by its end."""
-    with lab.site.channel() as ch, lab.deletion():
-        try:
+    try:
+        with lab.site.channel() as ch, lab.deletion():
             ch.queue_delete(lab.queue, if_empty=True)
-        except pika.exceptions.ChannelClosedByBroker as exc:
-            if exc.reply_code != NOT_EMPTY:
-                raise
-            return False
+    except pika.exceptions.ChannelClosedByBroker as exc:
+        if exc.reply_code != NOT_EMPTY:
+            raise
+        return False
     return True
 
 

@@ -347,7 +347,7 @@ def expire_and_renew(lab: Lab) -> None:
     lab.goes_on()
     with lab.disturbed():
         with site.node.frozen():
-            lab.load.is_held_up()
+            lab.is_held_up()
             site.node.kill()
         site.node.start()
         if not lab.stand_in:

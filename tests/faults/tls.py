@@ -13,7 +13,8 @@ from pathlib import Path
 
 import trustme
 
-from tests.faults.lab import PASSWORD, USER, Site
+from tests.faults.lab import Site, let_in
+from tests.faults.searching import PASSWORD, USER
 from tools.proxy import Proxy
 from tools.rabbitmq_cluster import RabbitMQCluster
 from tools.rabbitmq_node import RabbitMQNode, free_port
@@ -74,7 +75,8 @@ class Certificates:
             files |= {"certfile": "client.pem", "keyfile": "client.key"}
         options = {key: str(self.place / name) for key, name in files.items()}
         query = urllib.parse.urlencode({"ssl_options": repr(options)}, quote_via=urllib.parse.quote)
-        return f"amqps://{USER}:{PASSWORD}@{HOST}:{port}/%2F?{query}"
+        password = urllib.parse.quote(PASSWORD, safe="")
+        return f"amqps://{USER}:{password}@{HOST}:{port}/%2F?{query}"
 
 
 class Recorder(Proxy):
@@ -150,6 +152,5 @@ def tls_site(records: Path, place: Path) -> Iterator[TLSSite]:
     """
     lines = "\n".join(line.strip() for line in config.splitlines())
     with RabbitMQCluster(1, lines) as cluster, Recorder(port) as recorder:
-        cluster.ctl("add_user", USER, PASSWORD)
-        cluster.ctl("set_permissions", USER, ".*", ".*", ".*")
+        let_in(cluster.ctl)
         yield TLSSite(cluster, recorder, records, shown)
