@@ -70,6 +70,12 @@ class Names:
         names = (self.queue, *self.waiting, self.dead)
         wait_for(lambda: all(exists(node, name) for name in names), lambda: worker.said, 60)
 
+    def consumers(self, node: RabbitMQNode) -> int:
+        """How many ask for the queue's messages."""
+        with plain(node) as ch:
+            count: int = ch.queue_declare(self.queue, passive=True).method.consumer_count
+            return count
+
     def dead_letters(self, node: RabbitMQNode) -> list[tuple[str, dict[str, Any]]]:
         """Their ids and headers; there are none afterwards."""
         return [
@@ -185,19 +191,26 @@ def test_workers_that_are_killed_again_and_again_lose_nothing(
     ledger: Ledger,
     start: Start,
     env: dict[str, Any],
-    tmp_path: Path,
+    hold: Path,
 ) -> None:
     count = 1500
     plan = planned(count, seed=1)
     worker = start("--processes=2", **{**env, "PREFETCH": 20})
     names.are_declared(node, worker)
-    published = publish_bodies(node, names.queue, bodies(plan))
+    # However fast they are, something is left when they are killed.
+    published = publish_bodies(node, names.queue, last_held(bodies(plan), 2 * 20))
+    held = set(published[-2 * 20 :])
     for number in range(4):
         had = ledger.begun()
-        wait_for(lambda: ledger.begun() >= had + 200, lambda: worker.said[-3000:], 60)  # noqa: B023
-        running = worker.children
+        wait_for(
+            lambda: ledger.begun() >= had + 200 or any(run.id in held for run in ledger.runs),  # noqa: B023
+            lambda: worker.said[-3000:],
+            60,
+        )
         wait_for(lambda: len(worker.children) == 2, lambda: worker.said[-3000:], 60)
-        os.kill(running[number % len(running)], signal.SIGKILL)
+        os.kill(worker.children[number % 2], signal.SIGKILL)
+        wait_for(lambda: worker.said.count("SIGKILL") > number, lambda: worker.said[-3000:], 60)  # noqa: B023
+    hold.touch()
     all_end(names, node, ledger, plan, worker)
     names.has_heard_all(node)
     assert worker.ends() == 0, worker.said[-3000:]
@@ -227,6 +240,11 @@ def bodies(plan: dict[str, int]) -> list[str]:
     return [f"{one} fails:{times}" if times else one for one, times in plan.items()]
 
 
+def last_held(texts: list[str], count: int) -> list[str]:
+    """The handlers of the last ones wait: however fast the workers are, these are not done."""
+    return [*texts[:-count], *(f"{text} hold" for text in texts[-count:])]
+
+
 def all_end(names: Names, node: RabbitMQNode, ledger: Ledger, plan: dict[str, int], worker: Command) -> None:
     good = sum(times < RETRY.attempts for times in plan.values())
     wait_for(lambda: len(ledger.committed) == good, lambda: f"{ledger.counts()}\n{worker.said[-3000:]}", 120)
@@ -240,7 +258,7 @@ def test_of_10000_messages_of_which_a_tenth_fail_each_is_handled_once_or_dead_on
     ledger: Ledger,
     start: Start,
     env: dict[str, Any],
-    tmp_path: Path,
+    hold: Path,
 ) -> None:
     """Two processes, which are told to end in the middle of it, and two others; nobody is killed."""
     plan = planned(10_000, seed=2)
@@ -248,10 +266,13 @@ def test_of_10000_messages_of_which_a_tenth_fail_each_is_handled_once_or_dead_on
     settings = {**env, "KIND": "classic", "PREFETCH": 100}
     worker = start("--processes=2", **settings)
     names.are_declared(node, worker)
-    published = publish_bodies(node, names.queue, bodies(plan))
+    published = publish_bodies(node, names.queue, last_held(bodies(plan), 2 * 100))
     wait_for(lambda: ledger.begun() >= 3_000, lambda: worker.said[-3000:], 60)
+    worker.send(signal.SIGTERM)
+    wait_for(lambda: not names.consumers(node), lambda: worker.said[-3000:], 60)
+    hold.touch()  # what it has begun
     assert worker.ends() == 0, worker.said[-3000:]
-    assert ledger.begun() < len(published), "it was in the middle of it"
+    assert len({run.id for run in ledger.runs}) < len(published), "it was in the middle of it"
     worker = start("--processes=2", **settings)
     all_end(names, node, ledger, plan, worker)
     names.has_heard_all(node)

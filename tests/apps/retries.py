@@ -1,13 +1,15 @@
 """An app whose handler fails as a message says: a consumer with retries, for what happens when it is killed.
 
 A message is its id, and words: ``fails:3`` (its first three attempts), ``reject``, ``poison`` (it kills the
-worker's process), ``doomed`` (the process is killed when a copy was confirmed, and nothing acked; once).
+worker's process), ``doomed`` (the process is killed when a copy was confirmed, and nothing acked; once),
+``hold`` (until there is the file HOLD).
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,8 @@ def as_it_says(delivery: Delivery) -> None:
         what, _, number = word.partition(":")
         if what == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
+        while what == "hold" and not Path(os.environ["HOLD"]).exists():
+            time.sleep(0.01)
         if what == "reject":
             raise Reject("as the message says")
         if what == "fails" and delivery.attempt <= int(number):
