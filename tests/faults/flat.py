@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 #: So much more is allowed in the last quarter: a share of what there was, and a number.
-#: Memory: Python's allocator and the threads' arenas settle late. Files: requests that are under way.
+#: Memory: Python's allocator and the threads' arenas settle late. Files: requests that are under way, and the
+#: connections of a pool that were not needed before; on a busy machine, both are more than on a quiet one.
 ALLOWED: Mapping[str, tuple[float, float]] = {
     "memory, MB": (0.03, 3.0),
-    "open files": (0.0, 3.0),
+    "open files": (0.0, 8.0),
     "threads": (0.0, 2.0),
     "connections": (0.0, 3.0),
     "channels": (0.0, 3.0),

@@ -42,11 +42,12 @@ CLOSED = (
 #: Erlang's way to write what ``rabbitmqctl`` does for an operator, to know the moment in which it was done.
 _USER = f'<<"{USER}">>'
 _OPERATOR = '<<"lab">>'
-#: It closes what gave itself a name with this in it.
+#: It closes what gave itself a name with this in it. Who has not said yet what it is, has none.
 _CLOSE = """
     [ok = rabbit_networking:close_connection(Pid, <<"the operator wants it">>)
      || [{{pid, Pid}}, {{client_properties, About}}]
             <- rabbit_networking:connection_info_all([pid, client_properties]),
+        is_list(About),
         {{<<"connection_name">>, _, Name}} <- About,
         binary:match(Name, <<"{process}">>) =/= nomatch].
 """
