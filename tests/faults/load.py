@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -63,6 +64,9 @@ class Load:
         self._paths, self._pace, self._most, self._patience = path.split(","), pace, most, patience
         self._numbers = itertools.count()
         self._stopped = threading.Event()
+        #: Whether clients may ask.
+        self._open = threading.Event()
+        self._open.set()
         #: Appended to by all clients; a list's append needs no lock.
         self._answers: list[Answer] = []
         #: Since when each client waits for an answer; None: it does not. Each writes its own place alone.
@@ -119,6 +123,20 @@ class Load:
             timeout,
         )
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """All have their answers, and nobody asks until the block ends."""
+        self._open.clear()
+        try:
+            wait_for(
+                lambda: all(began is None for began in list(self._waiting)),
+                lambda: f"all answers; waiting since {self._waiting}",
+                60,
+            )
+            yield
+        finally:
+            self._open.set()
+
     def waits_for(self, before: float) -> bool:
         """Whether a client still waits for what it asked before this time."""
         return any(began is not None and began < before for began in list(self._waiting))
@@ -140,6 +158,7 @@ class Load:
 
     def _work(self, place: int) -> None:
         while not self._stopped.wait(self._pace):
+            self._open.wait()
             number = next(self._numbers)
             if number >= self._most:
                 return

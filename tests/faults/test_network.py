@@ -71,19 +71,32 @@ def connections(lab: Lab, node: RabbitMQNode) -> int:
 # The scenarios
 
 
-def cut_under_way(lab: Lab) -> None:
-    """All nodes are cut off while something is under way from each client."""
+def stop_on_the_way(lab: Lab) -> None:
+    """All nodes freeze, and then each client asks for something: the broker has none of it."""
+    with lab.load.paused():
+        everywhere(lab, Proxy.freeze)
+    lab.is_held_up()
+
+
+def stop_on_the_way_back(lab: Lab) -> None:
+    """All nodes freeze in the midst of it: the broker may have what it did not confirm yet."""
     everywhere(lab, Proxy.freeze)
     lab.is_held_up()
+
+
+def cut_under_way(lab: Lab, stop: Callable[[Lab], None] = stop_on_the_way) -> None:
+    """All nodes are cut off while something is under way from each client."""
+    stop(lab)
     everywhere(lab, Proxy.cut)  # what waited in the proxies is gone
     everywhere(lab, Proxy.thaw)
     lab.returned()
 
 
 def cut(lab: Lab) -> None:
-    with restored(lab), lab.disturbed():
-        cut_under_way(lab)
-        lab.goes_on()
+    for stop in (stop_on_the_way_back, stop_on_the_way):
+        with restored(lab), lab.disturbed():
+            cut_under_way(lab, stop)
+            lab.goes_on()
 
 
 def again_and_again(lab: Lab, work: Callable[[Proxy], None]) -> None:
@@ -112,8 +125,7 @@ def half_close_from_broker(lab: Lab) -> None:
 def half_close_to_broker(lab: Lab) -> None:
     """The broker sees an end, and has not had what was under way; only the broker tells the app."""
     with restored(lab), lab.disturbed():
-        everywhere(lab, Proxy.freeze)
-        lab.is_held_up()
+        stop_on_the_way(lab)
         everywhere(lab, lambda proxy: proxy.half_close(to_target=True))
         everywhere(lab, Proxy.thaw)
         lab.returned()
