@@ -362,7 +362,8 @@ SCENARIOS = [
         GROUP,
         "kill -9 of the node over TLS; when it is back, its certificate has expired, and is renewed",
         expire_and_renew,
-        Setting(refusals=["TLSRefused"]),
+        # As many threads in each process as there are clients: nobody waits for a thread.
+        Setting(options=["--threads=8"], refusals=["TLSRefused"]),
     ),
 ]
 
