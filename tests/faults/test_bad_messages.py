@@ -36,7 +36,7 @@ GROUP = 8
 THREADS = 8
 TIMEOUT = 60.0
 #: Bytes that the process may grow by.
-MEMORY = 256 * 2**20
+MEMORY = 128 * 2**20
 names = itertools.count()
 
 
