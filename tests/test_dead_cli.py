@@ -26,6 +26,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from flask_pika import dead_tasks
 from flask_pika.dead_reader import DeadReader
 from flask_pika.retry import dead_queue
+from flask_pika.state import State
 from tests.conftest import Node, make_app, wait_for
 from tools.rabbitmq_node import RabbitMQNode, free_port
 
@@ -538,56 +539,57 @@ end).
 """
 
 
+@pytest.fixture
+def in_process(tmp_path: Path, node: RabbitMQNode) -> Iterator[tuple[Shop, State]]:
+    """A shop on RabbitMQ, and what a reader in this process takes."""
+    app, fpika = make_app(node.params)
+    with app.app_context():
+        state = fpika._state()
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(node.url))) as connection:
+        shop = Shop(tmp_path, node, connection.channel())
+        yield shop, state
+        shop.channel.queue_delete(shop.queue)
+        shop.channel.queue_delete(shop.dead.name)
+
+
 @pytest.mark.parametrize(
     ("looked_at", "first", "every"), [(0, 1000, 1), (400, 1000, 2), (400, 500, 1), (0, 500, 2)]
 )
 def test_what_was_removed_is_gone_though_the_queue_was_slow(
-    tmp_path: Path, node: RabbitMQNode, looked_at: int, first: int, every: int
+    in_process: tuple[Shop, State], node: RabbitMQNode, looked_at: int, first: int, every: int
 ) -> None:
-    app, fpika = make_app(node.params)
-    with app.app_context():
-        state = fpika._state()
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(node.url))) as connection:
-        shop = Shop(tmp_path, node, connection.channel())
-        ids = shop.fill(1000)
-        with DeadReader(state, "shop", shop.queue, lambda: False) as reader:
-            list(itertools.islice(reader.letters(1000, all_kept=True, first=400), looked_at))
-        with DeadReader(state, "shop", shop.queue, lambda: False) as reader:
-            letters = list(itertools.islice(reader.letters(1000, all_kept=True), first))
-            node.ctl("eval", STUCK.format(shop.dead.name))
-            for letter in letters[::every]:
-                reader.remove_tag(letter.tag)
-        shop.waits_for(1000 - len(letters[::every]))
-        gone = {letter.properties.message_id for letter in letters[::every]}
-        assert shop.ids(shop.dead.name) == [one for one in ids if one not in gone]
-        shop.channel.queue_delete(shop.queue)
-        shop.channel.queue_delete(shop.dead.name)
+    shop, state = in_process
+    ids = shop.fill(1000)
+    with DeadReader(state, "shop", shop.queue, lambda: False) as reader:
+        list(itertools.islice(reader.letters(1000, all_kept=True, first=400), looked_at))
+    with DeadReader(state, "shop", shop.queue, lambda: False) as reader:
+        letters = list(itertools.islice(reader.letters(1000, all_kept=True), first))
+        node.ctl("eval", STUCK.format(shop.dead.name))
+        for letter in letters[::every]:
+            reader.remove_tag(letter.tag)
+    shop.waits_for(1000 - len(letters[::every]))
+    gone = {letter.properties.message_id for letter in letters[::every]}
+    assert shop.ids(shop.dead.name) == [one for one in ids if one not in gone]
 
 
 @pytest.mark.parametrize("count", [2000, 60])
 def test_replay_that_is_killed_has_none_twice_though_the_queue_was_slow(
-    tmp_path: Path, node: RabbitMQNode, count: int
+    in_process: tuple[Shop, State], node: RabbitMQNode, count: int
 ) -> None:
-    app, fpika = make_app(node.params)
-    with app.app_context():
-        state = fpika._state()
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(node.url))) as connection:
-        shop = Shop(tmp_path, node, connection.channel())
-        ids = shop.fill(count)
-        with DeadReader(state, "shop", shop.queue, lambda: False) as reader:
-            letters = reader.letters(2000, all_kept=True)
-            revived = [next(letters)]
-            node.ctl("eval", STUCK.format(shop.dead.name))
-            reader.revive(revived[0])
-            for letter in itertools.islice(letters, 55):
-                reader.revive(letter)
-                revived.append(letter)
-            reader._slot.abandon()
-            reader._windows = 0
-            shop.waits_for(count - len(revived), alive=len(revived))
-        assert shop.ids(shop.queue) + shop.ids(shop.dead.name) == ids
-        shop.channel.queue_delete(shop.queue)
-        shop.channel.queue_delete(shop.dead.name)
+    shop, state = in_process
+    ids = shop.fill(count)
+    with DeadReader(state, "shop", shop.queue, lambda: False) as reader:
+        letters = reader.letters(2000, all_kept=True)
+        revived = [next(letters)]
+        node.ctl("eval", STUCK.format(shop.dead.name))
+        reader.revive(revived[0])
+        for letter in itertools.islice(letters, 55):
+            reader.revive(letter)
+            revived.append(letter)
+        reader._slot.abandon()
+        reader._windows = 0
+        shop.waits_for(count - len(revived), alive=len(revived))
+    assert shop.ids(shop.queue) + shop.ids(shop.dead.name) == ids
 
 
 # Many of them, and none

@@ -200,15 +200,21 @@ def test_credentials_that_are_taken_away_are_told(fragile_node: RabbitMQNode) ->
     wait_for(lambda: _publishes(fpika), "once the password is right again, everything goes on")
 
 
-def test_a_limit_of_channels_is_told_at_once_and_in_the_log(
-    fragile_node: RabbitMQNode, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def limited(fragile_node: RabbitMQNode) -> Iterator[dict[str, object]]:
+    """A user who may have one channel."""
     with contextlib.suppress(Exception):
         fragile_node.ctl("add_user", "limited", "first-s3cret")
     fragile_node.ctl("set_permissions", "limited", ".*", ".*", ".*")
     fragile_node.ctl("set_user_limits", "limited", '{"max-channels": 1}')
-    params = {**fragile_node.params, "username": "limited", "password": "first-s3cret"}
-    fpika = publishing(params, timeout=30)
+    yield {**fragile_node.params, "username": "limited", "password": "first-s3cret"}
+    fragile_node.ctl("clear_user_limits", "limited", "all")
+
+
+def test_a_limit_of_channels_is_told_at_once_and_in_the_log(
+    fragile_node: RabbitMQNode, limited: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    fpika = publishing(limited, timeout=30)
     fpika.publish(b"", mandatory=False)
     fragile_node.ctl("set_user_limits", "limited", '{"max-channels": 0}')
     fragile_node.ctl("close_all_user_connections", "limited", "fewer channels")
@@ -224,25 +230,20 @@ def test_a_limit_of_channels_is_told_at_once_and_in_the_log(
 
 
 def test_a_user_who_may_have_one_channel_loses_one_connection_over_its_successor_and_no_more(
-    fragile_node: RabbitMQNode, caplog: pytest.LogCaptureFixture
+    fragile_node: RabbitMQNode, limited: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with contextlib.suppress(Exception):
-        fragile_node.ctl("add_user", "limited", "first-s3cret")
-    fragile_node.ctl("set_permissions", "limited", ".*", ".*", ".*")
-    fragile_node.ctl("set_user_limits", "limited", '{"max-channels": 1}')
     with plain(fragile_node) as ch:
         ch.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
         ch.confirm_delivery()
         ch.queue_purge("full")
         ch.basic_publish("", "full", b"")
-    fpika = publishing({**fragile_node.params, "username": "limited", "password": "first-s3cret"})
+    fpika = publishing(limited)
     with pytest.raises(Nacked):
         fpika.publish(b"", routing_key="full", timeout=5)
     assert fpika.stats().publisher.reconnects == 1
     assert caplog.text.count("a channel that nacks is not replaced") == 1
     with plain(fragile_node) as ch:
         ch.queue_delete("full")
-    fragile_node.ctl("clear_user_limits", "limited", "all")
 
 
 def test_a_broker_that_allows_too_few_channels_is_named_and_is_not_a_bug(

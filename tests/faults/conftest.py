@@ -85,11 +85,7 @@ def node(node: RabbitMQNode) -> RabbitMQNode:
 @pytest.fixture
 def whole(site: Site) -> Site:
     """The site, with all its nodes up and all its proxies open, as each scenario finds it."""
-    for proxy in site.proxies:
-        proxy.restore()
-    site.cluster.start_nodes()
-    site.cluster.wait_until_whole()
-    return site
+    return site.made_whole()
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,16 @@ class Scenario:
     stand_ins: Mapping[str, str] = field(default_factory=lambda: {"no confirms": "lost"})
 
 
+#: What a lent channel raises whose connection is lost: pika's own, as documented.
+LOST = (
+    "ChannelClosed",
+    "ChannelWrongStateError",
+    "ConnectionClosed",
+    "ConnectionClosedByBroker",
+    "ConnectionResetError",
+    "ConnectionWrongStateError",
+    "StreamLostError",
+)
 #: Sites share a directory for what is written, and each scenario has one in it.
 _numbers = itertools.count(1)
 
@@ -104,6 +114,14 @@ class Site:
     def number(self) -> int:
         """Another one each time, of all sites."""
         return next(_numbers)
+
+    def made_whole(self) -> Site:
+        """Itself, with all its nodes up and all its proxies open."""
+        for proxy in self.proxies:
+            proxy.restore()
+        self.cluster.start_nodes()
+        self.cluster.wait_until_whole()
+        return self
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:

@@ -31,22 +31,13 @@ from tests.conftest import wait_for
 from tests.faults import report
 from tests.faults.books import Books
 from tests.faults.flat import Judged, judge_all
-from tests.faults.lab import Lab, Setting, Site, open_site
+from tests.faults.lab import LOST, Lab, Setting, Site, open_site
 from tests.faults.programs import ROOT
 from tests.faults.searching import Search
 from tools.rabbitmq_node import RabbitMQNode
 
-#: What a pooled channel raises when its node is restarted: pika's own.
-LOST = (
-    "ChannelClosed",
-    "ChannelWrongStateError",
-    "ConnectionClosed",
-    "ConnectionClosedByBroker",
-    "ConnectionResetError",
-    "ConnectionWrongStateError",
-    "Nacked",
-    "StreamLostError",
-)
+#: What may be raised when a node is restarted.
+REFUSALS = (*LOST, "Nacked")
 PACE = 0.1
 CLIENTS = 8
 #: Minutes from one restart of a node to the next, and the shortest soak that has faults at all.
@@ -101,7 +92,7 @@ def setting(minutes: float, options: Sequence[str] = ()) -> Setting:
         clients=CLIENTS,
         pace=PACE,
         most=int(minutes * 60 * CLIENTS / PACE * 2),
-        refusals=LOST,
+        refusals=REFUSALS,
         options=options,
     )
 

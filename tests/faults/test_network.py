@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import wait_for
 from tests.faults import lab as _lab
-from tests.faults.lab import Lab, Scenario, Setting, Site
+from tests.faults.lab import LOST, Lab, Scenario, Setting, Site
 from tests.faults.report import Report
 from tools.proxy import Proxy
 from tools.rabbitmq_node import RabbitMQNode
@@ -21,17 +21,8 @@ pytestmark = [pytest.mark.broker, pytest.mark.faults]
 
 #: Seconds between heartbeats, where the scenario waits for them.
 HEARTBEAT = 2
-#: What a lent channel raises whose connection is lost: pika's own, as documented.
-LOST = (
-    "AMQPHeartbeatTimeout",
-    "ChannelClosed",
-    "ChannelWrongStateError",
-    "ConnectionClosed",
-    "ConnectionClosedByBroker",
-    "ConnectionResetError",
-    "ConnectionWrongStateError",
-    "StreamLostError",
-)
+#: What a lent channel raises when its network has gone.
+GONE = ("AMQPHeartbeatTimeout", *LOST)
 #: What a pool says of a broker that it cannot connect to.
 AWAY = ("BrokerUnavailable",)
 #: How often the scenarios do it that do it again and again.
@@ -192,7 +183,7 @@ SCENARIOS = [
         2,
         "cut again and again, on pooled channels",
         cut_again_and_again,
-        Setting(server=GEVENT, path="pool", clients=12, pool=LARGE, refusals=(*LOST, *AWAY)),
+        Setting(server=GEVENT, path="pool", clients=12, pool=LARGE, refusals=(*GONE, *AWAY)),
         {"no probe": "an error without a cause"},
     ),
     Scenario(
@@ -213,7 +204,7 @@ SCENARIOS = [
         2,
         "half-close: nothing more comes from the broker, on pooled channels",
         half_close_from_broker,
-        Setting(path="pool", clients=12, options=("--threads=8",), pool=LARGE, refusals=(*LOST, *AWAY)),
+        Setting(path="pool", clients=12, options=("--threads=8",), pool=LARGE, refusals=(*GONE, *AWAY)),
         {"no probe": "an error without a cause"},
     ),
     Scenario(2, "a slow drip, and a cut in its midst", drip),
@@ -295,7 +286,7 @@ POOLED = Setting(
     timeout=2 * (HEARTBEAT + 5) + 1.0,
     params=FROZEN,
     pool={**LARGE, "pool_timeout": 8},
-    refusals=(*LOST, *AWAY),
+    refusals=(*GONE, *AWAY),
 )
 
 

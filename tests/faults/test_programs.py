@@ -101,8 +101,8 @@ def kill_web_processes(lab: Lab) -> None:
         before = lab.server.children
         with in_hand(lab):
             os.kill(pid, signal.SIGKILL)
-        lab.returned()
         if before:
+            lab.returned()
             replaced(lab.server, {pid}, len(before))
         else:  # its supervisor is the lab
             assert lab.server.stop() == -signal.SIGKILL

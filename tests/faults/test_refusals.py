@@ -343,11 +343,7 @@ SCENARIOS = [
 @pytest.fixture(scope="module")
 def calm(site: Site) -> Site:
     """The site, whole as it was; nothing here takes nodes or networks away."""
-    for proxy in site.proxies:
-        proxy.restore()
-    site.cluster.start_nodes()
-    site.cluster.wait_until_whole()
-    return site
+    return site.made_whole()
 
 
 @_lab.parametrize(*SCENARIOS)
