@@ -23,6 +23,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from flask_pika.broker import Broker
 from tests.conftest import wait_for
+from tests.other_processes import children, is_there, stop
 from tools.rabbitmq_node import free_port
 
 APP = """
@@ -98,21 +99,6 @@ class Command:
         self._reader.join(30)
         if self.process.stdout is not None:
             self.process.stdout.close()
-
-
-def children(pid: int) -> set[int]:
-    try:
-        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    except OSError:
-        return set()
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process runs; one that is dead, and waits for a parent that does not ask, does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -329,7 +315,7 @@ def test_a_process_that_is_stuck_is_told_to_be_not_live(command: Any, broker: Br
     worker.says("Ctrl-C")
     wait_for(lambda: get(ready)[0] == 200, "both are ready")
     stuck = min(worker.children())
-    os.kill(stuck, signal.SIGSTOP)
+    stop(stuck)
     assert get(live)[0] == 503
     assert get(ready)[0] == 503
     os.kill(stuck, signal.SIGCONT)

@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from flask_pika.broker import Broker
 from tests.conftest import wait_for
+from tests.other_processes import stop
 from tests.test_worker_cli import APP, Command
-
-
-def is_stopped(status: Path) -> bool:
-    return "T (stopped)" in status.read_text()
 
 
 @pytest.fixture
@@ -37,9 +33,7 @@ def test_signal_that_comes_while_it_is_stopped_ends_it(place: Path, broker: Brok
         try:
             wait_for(lambda: broker.connections, "a worker that is connected")
             pid = command.process.pid
-            os.kill(pid, signal.SIGSTOP)
-            status = Path(f"/proc/{pid}/status")
-            wait_for(partial(is_stopped, status), "its stop")
+            stop(pid)
             os.kill(pid, signal.SIGTERM)
             os.kill(pid, signal.SIGCONT)
             assert command.process.wait(20) == 0

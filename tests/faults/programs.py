@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tests.test_worker_cli import children
+from tests.other_processes import children
 from tools.demo import _answers
 from tools.rabbitmq_node import free_port
 

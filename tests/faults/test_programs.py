@@ -9,7 +9,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +18,7 @@ from tests.faults.lab import Lab, Scenario, Setting, Site
 from tests.faults.mishaps import EATEN, NONE_LEFT, set_clock
 from tests.faults.programs import SERVERS, Program
 from tests.faults.report import Report
-from tests.test_worker_cli import is_there
+from tests.other_processes import is_there, stop
 
 pytestmark = [pytest.mark.broker, pytest.mark.faults]
 
@@ -75,8 +74,7 @@ def signal_at_work(lab: Lab, pid: int, number: signal.Signals) -> None:
         before = at_work()
         if not before:
             return False
-        os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: is_stopped(pid), "a process that is stopped")
+        stop(pid)
         if before & at_work():
             return True
         os.kill(pid, signal.SIGCONT)
@@ -86,10 +84,6 @@ def signal_at_work(lab: Lab, pid: int, number: signal.Signals) -> None:
     os.kill(pid, number)
     with contextlib.suppress(ProcessLookupError):  # it is killed, and its parent has noticed
         os.kill(pid, signal.SIGCONT)
-
-
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 # Web servers
