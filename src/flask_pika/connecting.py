@@ -49,16 +49,11 @@ class Connected(NamedTuple):
     node: Node
 
 
-def connect(
-    nodes: Sequence[Node],
-    name: str,
-    deadline: float,
-    clock: Callable[[], float] = time.monotonic,
-) -> Connected:
+def connect(nodes: Sequence[Node], name: str, deadline: float) -> Connected:
     """A new connection to one of the nodes, which are tried in a shuffled order until the deadline.
 
     :param name: the connection's name, for operators.
-    :param deadline: in the clock's time; covers name lookup, TCP, TLS and AMQP, over all nodes.
+    :param deadline: of the monotonic clock; covers name lookup, TCP, TLS and AMQP, over all nodes.
     :raises BrokerUnavailable: or its subclass when all nodes gave the same kind of answer; the message names
         each node and its cause.
     """
@@ -66,11 +61,11 @@ def connect(
     for node in random.sample(nodes, len(nodes)):
         for attempt in range(node.attempts):
             if attempt:
-                time.sleep(max(0.0, min(node.retry_delay, deadline - clock())))
-            if failures and clock() >= deadline:
+                time.sleep(max(0.0, min(node.retry_delay, deadline - time.monotonic())))
+            if failures and time.monotonic() >= deadline:
                 break
             try:
-                return Connected(_connect_node(node, name, deadline, clock), node)
+                return Connected(_connect_node(node, name, deadline), node)
             except Failure as failure:
                 failures.append((node, failure))
     raise unavailable(failures)
@@ -94,10 +89,10 @@ class Failure(Exception):
         self.kind = kind
 
 
-def _connect_node(node: Node, name: str, deadline: float, clock: Callable[[], float]) -> BlockingConnection:
+def _connect_node(node: Node, name: str, deadline: float) -> BlockingConnection:
     last: Failure | None = None
-    for address in _addresses(node, deadline, clock):
-        remaining = deadline - clock()
+    for address in _addresses(node, deadline):
+        remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise last or Failure("no time was left to connect")
         parameters = node.parameters(address=address, connection_name=name, timeout=remaining)
@@ -143,11 +138,11 @@ def unresolved(error: OSError | None) -> Failure:
     return failure
 
 
-def _addresses(node: Node, deadline: float, clock: Callable[[], float]) -> list[str]:
+def _addresses(node: Node, deadline: float) -> list[str]:
     answer: queue.SimpleQueue[list[str] | OSError] = queue.SimpleQueue()
     resolve(node, answer.put)
     try:
-        result = answer.get(timeout=min(max(0.0, deadline - clock()), threading.TIMEOUT_MAX))
+        result = answer.get(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
     except queue.Empty:
         raise unresolved(None) from None
     if isinstance(result, OSError):

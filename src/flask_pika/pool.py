@@ -395,11 +395,6 @@ class ChannelPool(Generic[S]):
 
     # A look at it
 
-    @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._closed
-
     def _count(self) -> int:
         return len(self._idle) + len(self._lent) + len(self._kept)
 

@@ -47,7 +47,6 @@ class Slot:
 
     __slots__ = (
         "_arrivals",
-        "_clock",
         "_confirm_delivery",
         "_connection",
         "_dial",
@@ -61,22 +60,15 @@ class Slot:
         "unacked",
     )
 
-    def __init__(
-        self,
-        dial: Dial,
-        gate: Gate,
-        confirm_delivery: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, dial: Dial, gate: Gate, confirm_delivery: bool = False) -> None:
         self._dial = dial
         self._gate = gate
         self._confirm_delivery = confirm_delivery
-        self._clock = clock
         self._connection: BlockingConnection | None = None
         self._node: Node | None = None
         self._arrivals: Callable[[], object] | None = None
         self._pid = 0
-        #: When it connected, in the clock's time; 0.0 when it is not connected.
+        #: When it connected, of the monotonic clock; 0.0 when it is not connected.
         self.born = 0.0
         self.channel: BlockingChannel | None = None
         self._begin_channel(None)
@@ -139,14 +131,14 @@ class Slot:
         self._connection, self._node = self._dial(deadline)
         self._arrivals = pika_internals.arrivals(self._connection)
         self._pid = os.getpid()
-        self.born = self._clock()
+        self.born = time.monotonic()
         self._open_channel(deadline)
 
     def _open_channel(self, deadline: float) -> None:
         connection = self._connection
         assert connection is not None
         try:
-            within = min(deadline - self._clock(), CHANNEL_OPEN)
+            within = min(deadline - time.monotonic(), CHANNEL_OPEN)
             with pika_internals.bounded(connection, within):
                 channel = connection.channel()
                 if self._confirm_delivery:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,7 +122,7 @@ class _RecordingSlot(Slot):
         if fresh or not self.is_open:
             channel: Any = _RecordingChannel(self._keep)
             self._begin_channel(channel)
-            self.born = self._clock()
+            self.born = time.monotonic()
         return fresh
 
     def probe(self) -> bool:
