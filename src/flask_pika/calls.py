@@ -61,17 +61,17 @@ _ARGUMENT_ERRORS = (
 
 def invoke(slot: Slot, name: str, args: Args, kwargs: Kwargs) -> Any:
     """Call a method of the lent channel, and note what it leaves behind."""
-    watch = _BEFORE.get(name)
-    if watch is not None:
-        watch(slot, name, args, kwargs)
+    before = _BEFORE.get(name)
+    if before is not None:
+        before(slot, name, args, kwargs)
     traces = TRACES.get(name, Traces.ON_CHANNEL)
     if traces > slot.traces:
         slot.traces = traces
     try:
         result = getattr(slot.channel, name)(*args, **kwargs)
-        watch = _AFTER.get(name)
-        if watch is not None:
-            watch(slot, result, args, kwargs)
+        after = _AFTER.get(name)
+        if after is not None:
+            after(slot, name, result, args, kwargs)
     except BaseException as exc:
         slot.traces = max(slot.traces, _traces_of_error(name, exc))
         raise
@@ -121,16 +121,13 @@ def _before_settling(slot: Slot, name: str, args: Args, kwargs: Kwargs) -> None:
         slot.traces = max(slot.traces, Traces.ON_CHANNEL)
 
 
-def _after_get(slot: Slot, result: Any, args: Args, kwargs: Kwargs) -> None:
+def _after_get(slot: Slot, _name: str, result: Any, args: Args, kwargs: Kwargs) -> None:
     if result[0] is not None and not _argument(args, kwargs, 1, "auto_ack", False):
         slot.unacked.add(result[0].delivery_tag)
 
 
-def _after(name: str) -> Callable[[Slot, Any, Args, Kwargs], None]:
-    def settled(slot: Slot, _result: Any, args: Args, kwargs: Kwargs) -> None:
-        slot.unacked -= _settled_tags(slot, name, args, kwargs)
-
-    return settled
+def _after_settling(slot: Slot, name: str, _result: Any, args: Args, kwargs: Kwargs) -> None:
+    slot.unacked -= _settled_tags(slot, name, args, kwargs)
 
 
 def _settled_tags(slot: Slot, name: str, args: Args, kwargs: Kwargs) -> set[int]:
@@ -149,16 +146,17 @@ _BEFORE: dict[str, Callable[[Slot, str, Args, Kwargs], None]] = {
     **dict.fromkeys(_ON_A_QUEUE, _before_queue),
     **dict.fromkeys(_SETTLING, _before_settling),
 }
-_AFTER: dict[str, Callable[[Slot, Any, Args, Kwargs], None]] = {
+_AFTER: dict[str, Callable[[Slot, str, Any, Args, Kwargs], None]] = {
     "basic_get": _after_get,
-    **{name: _after(name) for name in _SETTLING},
+    **dict.fromkeys(_SETTLING, _after_settling),
 }
 
 
 def advance(slot: Slot, _name: str, args: Args, _kwargs: Kwargs) -> Any:
-    """Go on with a generator that a call of the lent channel gave."""
+    """Go on with the generator that ``consume()`` of the lent channel gave; None at its end."""
+    (generator,) = args
     try:
-        return next(*args)
+        return next(generator, None)
     except BaseException as exc:
         slot.traces = max(slot.traces, _traces_of_error("consume", exc))
         raise

@@ -120,9 +120,6 @@ class PooledChannel(_Channel):
             return (*args[:number], with_own, *args[number + 1 :]), kwargs
         return args, {**kwargs, name: with_own}
 
-    def _later(self, invoke: _Invoke, name: str) -> Callable[..., Any]:
-        return lambda *args, **kwargs: self._guarded(invoke, name, args, kwargs)
-
     def _lent_slot(self) -> Slot:
         slot: Slot | None = self.__dict__.get("_slot")
         if slot is None:
@@ -190,7 +187,7 @@ class PooledChannel(_Channel):
             self._context.pop(self, None)
         if broken or self._calls:
             slot.traces = Traces.ON_CONNECTION
-        self.__dict__["_taken"] = slot
+        self.__dict__["_taken"] = slot  # not the borrower's any more, and not the pool's yet
         if not self._calls:
             self._finish_return()
         # Else a call is under way, in another thread or below this one (a callback): it ends the return.
@@ -218,7 +215,7 @@ class _Consumption:
         return self
 
     def __next__(self) -> Any:
-        found = self._lease._guarded(advance, "__next__", (self._generator, None), {})
+        found = self._lease._guarded(advance, "__next__", (self._generator,), {})
         if found is None:
             raise StopIteration
         return found
@@ -238,7 +235,7 @@ def _forward(name: str) -> Callable[..., Any]:
     return method
 
 
-# Real methods: __getattr__ would make a partial for each call.
+# Real methods: __getattr__ would make a function for each call.
 for _name in TRACES:
     setattr(PooledChannel, _name, _forward(_name))
 
@@ -258,7 +255,7 @@ class _LentConnection:
             slot.traces = Traces.ON_CONNECTION
         found = getattr(_connection_of(slot), name)
         if callable(found):
-            return lease._later(_invoke_connection, name)
+            return lambda *args, **kwargs: lease._guarded(_invoke_connection, name, args, kwargs)
         return found
 
     def __setattr__(self, name: str, value: object) -> None:
