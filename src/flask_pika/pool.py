@@ -37,7 +37,7 @@ CLOSING = 2.0
 _NAMED = 10
 
 
-class Holds(Protocol):
+class SlotLike(Protocol):
     """What the pool needs of a slot: see :class:`flask_pika.slot.Slot`."""
 
     born: float
@@ -54,11 +54,14 @@ class Holds(Protocol):
     def forget(self) -> None: ...  # noqa: D102
 
 
-S = TypeVar("S", bound=Holds)
+S = TypeVar("S", bound=SlotLike)
 
 
 class _Turn:
-    """Lives as long as the pool's own work on slots: what is left, when it was interrupted, is taken back."""
+    """The holder of slots that the pool itself works on: a local variable of the method that does.
+
+    When that method is interrupted, it is gone, and so the slots count as dropped: they are taken back.
+    """
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ class ChannelPool(Generic[S]):
         self._on_open = on_open
         # Slots that were returned by code which interrupted this very pool: see _is_interrupted().
         self._late: collections.deque[S] = collections.deque()
+        # Set without the lock, too, by code which interrupted this very pool, and never back.
+        self._closed = False
 
         # All below is shared, and touched only under the lock.
         self._lock = threading.RLock()
@@ -107,7 +112,6 @@ class ChannelPool(Generic[S]):
         self._lent: dict[S, Borrower] = {}
         self._kept: set[S] = set()
         self._waiting: collections.deque[Waiter[S]] = collections.deque()
-        self._closed = False
         self._opened = self._recycled = self._discarded = self._timeouts = 0
 
     # Checkout
@@ -315,7 +319,7 @@ class ChannelPool(Generic[S]):
             del turn  # a traceback would keep it
 
     def _book(self, slots: Iterable[S], where: str) -> _Turn:
-        """Under the lock: the slots are the caller's, for as long as it keeps what this returns."""
+        """Under the lock: note the slots as lent to the caller, for as long as it keeps what this returns."""
         turn = _Turn()
         me = Borrower(where, threading.get_ident(), self._clock(), weakref.ref(turn), is_pool=True)
         self._lent.update(dict.fromkeys(slots, me))

@@ -75,7 +75,7 @@ class Slot:
 
     def _begin_channel(self, channel: BlockingChannel | None) -> None:
         self.channel = channel
-        #: Kept by the lease, read by :meth:`clean`.
+        # What flask_pika.calls notes of the borrower's calls; traces and unacked are read by clean().
         self.traces = Traces.NONE
         self.unacked: set[int] = set()
         self.queue_declared = False
