@@ -15,6 +15,7 @@ from .params import check_keys, is_finite, parse_nodes, type_of
 DEFAULT_PREFIX = "FLASK_PIKA"
 #: Seconds that a goodbye to the broker may take. A peer that does not answer is left without one.
 GOODBYE = 1.0
+#: The keys that are read, without the prefix.
 _NAMES = {"PARAMS", "POOL_PARAMS", "PUBLISHER_PARAMS", "DECLARE"}
 Declare = Literal["auto", "check", "never"]
 
@@ -191,12 +192,10 @@ def _pool_settings(value: object, key: str) -> PoolSettings:
             f"{key} is {type_of(value)}; expected a dict such as"
             " {'pool_size': 8, 'pool_recycle': 600}, or None for no pool"
         )
-    known = {one.name: about(one) for one in fields(PoolSettings)}
-    check_keys(value, known, key)
     given = dict(value)
     if given.get("pool_recycle", -1) is None:
         given["pool_recycle"] = -1
-    _check(given, known, key)
+    _check(given, PoolSettings, key)
     return PoolSettings(**given)
 
 
@@ -205,13 +204,13 @@ def _publisher_settings(value: object, key: str) -> PublisherSettings:
         return PublisherSettings()
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key} is {type_of(value)}; expected a dict such as {{'timeout': 10}}")
-    known = {one.name: about(one) for one in fields(PublisherSettings)}
-    check_keys(value, known, key)
-    _check(value, known, key)
+    _check(value, PublisherSettings, key)
     return PublisherSettings(**value)
 
 
-def _check(given: Mapping[str, Any], known: Mapping[str, Setting], key: str) -> None:
+def _check(given: Mapping[str, Any], settings: type[PoolSettings | PublisherSettings], key: str) -> None:
+    known = {one.name: about(one) for one in fields(settings)}
+    check_keys(given, known, key)
     for name, value in given.items():
         if not known[name].takes(value):
             raise ConfigError(f"{key}[{name!r}] is {value!r}; expected {known[name].expected}")
