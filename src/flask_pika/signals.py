@@ -1,8 +1,9 @@
 """What an app may want to hear of: `blinker <https://blinker.readthedocs.io>`_ signals, as Flask's own.
 
 The sender is the app. ``published``, ``returned`` and ``failed`` come in the thread that called
-``publish()``; for ``submit()`` and ``publish_many()``, as all of the others, in the publisher's own thread,
-which a receiver must not keep waiting. A receiver that raises is logged, and breaks nothing.
+``publish()``; for ``submit()`` and ``publish_many()``, in the publisher's own thread, which a receiver must
+not keep waiting. There come those about the publisher's connection, too; those about deliveries, in the
+handler's thread. A receiver that raises is logged, and breaks nothing.
 """
 
 from __future__ import annotations
