@@ -46,6 +46,9 @@ __all__ = [
     "VirtualHostRefused",
 ]
 
+#: Seconds: ten years, to which RabbitMQ's timers count.
+_LONGEST_DELAY = 315_360_000
+
 
 class FlaskPikaError(Exception):
     """The root: ``except FlaskPikaError`` catches all that this package raises on its own account."""
@@ -207,10 +210,7 @@ class TopologyMismatch(_WithReply, pika_errors.ChannelClosedByBroker):
     """
 
 
-#: Seconds: ten years, to which RabbitMQ's timers count.
-_LONGEST_DELAY = 315_360_000
-
-# Consuming. The first three are a handler's word on its delivery; nobody else raises them.
+# Consuming. The first three are a handler's word on its delivery: it raises them, and this package never.
 
 
 class Reject(FlaskPikaError):
@@ -219,10 +219,6 @@ class Reject(FlaskPikaError):
 
 class Requeue(FlaskPikaError):
     """A handler raises it: back to the queue, at once, and it comes again soon."""
-
-
-class SettlementError(FlaskPikaError, RuntimeError):
-    """A delivery was settled twice, or by a handler whose worker does that."""
 
 
 class RetryLater(FlaskPikaError):
@@ -243,6 +239,10 @@ class RetryLater(FlaskPikaError):
                 )
         super().__init__(text)
         self.delay = delay
+
+
+class SettlementError(FlaskPikaError, RuntimeError):
+    """A delivery was settled twice, or by a handler whose worker does that."""
 
 
 class UndecodableMessage(FlaskPikaError, ValueError):
