@@ -221,7 +221,16 @@ def test_a_connection_that_is_lost_as_it_opens_leaves_no_socket_behind() -> None
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
-        (pika_errors.InvalidFrameError("Invalid FRAME_END marker"), ProtocolMismatch, "no AMQP 0-9-1"),
+        (
+            pika_errors.InvalidFrameError("no end"),
+            ProtocolMismatch,
+            "no AMQP 0-9-1 (InvalidFrameError: no end)",
+        ),
+        (
+            pika_errors.UnexpectedFrameError("a body"),
+            ProtocolMismatch,
+            "no AMQP 0-9-1 (UnexpectedFrameError)",
+        ),
         (pika_errors.MethodNotImplemented("Confirm.Select not Supported"), BrokerRefused, "Confirm.Select"),
     ],
 )

@@ -221,7 +221,9 @@ def explain(exc: BaseException, tls: bool) -> Failure:
     if isinstance(exc, pika_errors.MethodNotImplemented):  # publisher confirms
         return Failure(f"the broker cannot do what is wanted of it ({text})", BrokerRefused)
     if isinstance(exc, pika_errors.ProtocolSyntaxError):
-        return Failure(f"what came from there is no AMQP 0-9-1 ({type(exc).__name__})", ProtocolMismatch)
+        # This one alone says what is wrong with a frame's shape; others repeat what is in it.
+        why = f": {text}" if isinstance(exc, pika_errors.InvalidFrameError) else ""
+        return Failure(f"what came from there is no AMQP 0-9-1 ({type(exc).__name__}{why})", ProtocolMismatch)
     # Not what a broker or a network does. An encoder's error repeats what it could not encode.
     return Failure(f"pika raised {type(exc).__name__}")
 
