@@ -1,4 +1,8 @@
-"""The one place that opens a pika connection: addresses, nodes in turn, names, deadlines, clear errors."""
+"""How a connection is made: addresses, nodes in turn, names, deadlines, clear errors.
+
+:func:`connect` opens the blocking ones of pool, ping and dead letters. A link opens its own, step by step in
+its thread, with the same name lookup and the same words for what goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -208,10 +212,10 @@ def explain(exc: BaseException, tls: bool) -> Failure:
         return Failure("the connection was lost while the virtual host was opened")
     if isinstance(exc, ConnectionRefusedError):
         return Failure("connection refused")
-    # Pika ends an asynchronous connection's opening by itself when its time is over.
-    aborted = isinstance(exc, pika_errors.ConnectionOpenAborted)
     if isinstance(exc, pika_errors.AMQPHeartbeatTimeout):
         return Failure(f"no sign of life from the broker ({exc})")
+    # Pika ends an asynchronous connection's opening by itself when its time is over.
+    aborted = isinstance(exc, pika_errors.ConnectionOpenAborted)
     if aborted or "Timeout" in type(exc).__name__ or isinstance(exc, TimeoutError):
         return Failure("timed out before the connection was open")
     if isinstance(exc, OSError):
