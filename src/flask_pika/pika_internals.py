@@ -72,6 +72,53 @@ def _check() -> bool:
 AVAILABLE = _check()
 
 
+# For both kinds of connection: no frame is longer than agreed
+
+
+class _FrameLimited(SelectConnection):
+    """Gives up on a peer that begins a longer frame than was agreed on.
+
+    Pika waits for the rest, and keeps all that comes: AMQP 0-9-1, section 4.2.3, has room for 4 GB.
+    """
+
+    def _read_frame(self) -> Any:
+        parent: Any = super()
+        consumed, found = parent._read_frame()
+        if found is None:  # its rest is still to come
+            self._check_size(_hidden(self)._frame_buffer)
+        return consumed, found
+
+    def _check_size(self, begun: bytes) -> None:
+        if len(begun) < spec.FRAME_HEADER_SIZE or begun.startswith(_PROTOCOL):
+            return
+        size = struct.unpack_from(">I", begun, 3)[0]
+        frame_max: int = self.params.frame_max
+        if size + spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE > frame_max:
+            raise pika_errors.InvalidFrameError(f"a frame of {size} bytes began; {frame_max} were agreed on")
+
+
+#: How a frame begins that is none: a broker's word that it speaks another version.
+_PROTOCOL = b"AMQP"
+#: Whether pika reads frames, and makes connections, as the class above expects it.
+_CAN_LIMIT_FRAMES = (
+    callable(getattr(Connection, "_read_frame", None))
+    and "_impl_class" in getattr(BlockingConnection.__init__, "__code__", _check.__code__).co_varnames
+)
+
+
+def asynchronous() -> type[SelectConnection]:
+    """The class of a link's connection."""
+    return _FrameLimited if AVAILABLE and _CAN_LIMIT_FRAMES else SelectConnection
+
+
+def blocking() -> dict[str, Any]:
+    """What a new ``BlockingConnection`` is given beyond its parameters, so that it is made of the same."""
+    return {"_impl_class": _FrameLimited} if AVAILABLE and _CAN_LIMIT_FRAMES else {}
+
+
+# For blocking connections
+
+
 class DeadlineReached(Exception):
     """A call into pika was ended by :func:`bounded`. The connection is in no known state: drop it."""
 
@@ -92,6 +139,10 @@ def bounded(connection: BlockingConnection, seconds: float) -> Iterator[None]:
         yield
     finally:
         loop.remove_timeout(timer)
+
+
+def _raise_deadline() -> None:
+    raise DeadlineReached
 
 
 @contextlib.contextmanager
@@ -128,47 +179,6 @@ def _encoded(properties: Any) -> list[bytes]:
     return pieces
 
 
-class _Bounded(SelectConnection):
-    """Gives up on a peer that begins a longer frame than was agreed on.
-
-    Pika waits for the rest, and keeps all that comes: AMQP 0-9-1, section 4.2.3, has room for 4 GB.
-    """
-
-    def _read_frame(self) -> Any:
-        parent: Any = super()
-        consumed, found = parent._read_frame()
-        if found is None:  # its rest is still to come
-            self._check_size(_hidden(self)._frame_buffer)
-        return consumed, found
-
-    def _check_size(self, begun: bytes) -> None:
-        if len(begun) < spec.FRAME_HEADER_SIZE or begun.startswith(_PROTOCOL):
-            return
-        size = struct.unpack_from(">I", begun, 3)[0]
-        frame_max: int = self.params.frame_max
-        if size + spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE > frame_max:
-            raise pika_errors.InvalidFrameError(f"a frame of {size} bytes began; {frame_max} were agreed on")
-
-
-#: How a frame begins that is none: a broker's word that it speaks another version.
-_PROTOCOL = b"AMQP"
-#: Whether pika reads frames, and makes connections, as the class above expects it.
-_MAY_BE_BOUNDED = (
-    callable(getattr(Connection, "_read_frame", None))
-    and "_impl_class" in getattr(BlockingConnection.__init__, "__code__", _check.__code__).co_varnames
-)
-
-
-def asynchronous() -> type[SelectConnection]:
-    """The class of a link's connection."""
-    return _Bounded if AVAILABLE and _MAY_BE_BOUNDED else SelectConnection
-
-
-def blocking() -> dict[str, Any]:
-    """What a new ``BlockingConnection`` is given beyond its parameters, so that it is made of the same."""
-    return {"_impl_class": _Bounded} if AVAILABLE and _MAY_BE_BOUNDED else {}
-
-
 def arrivals(connection: BlockingConnection) -> Callable[[], object] | None:
     """A function that says, in half a microsecond, whether the peer has sent or closed anything unread."""
     sock = _socket(connection)
@@ -200,10 +210,25 @@ def drop(connection: BlockingConnection) -> None:
     _close_loop(impl)
 
 
+def _say_goodbye(connection: BlockingConnection) -> None:
+    try:
+        connection.close()
+    except Exception as exc:
+        logger.debug("a connection was closed without a goodbye: %r", exc)
+
+
 def _close_loop(impl: Any) -> None:
     """Free the sockets and the poller of an I/O loop, which cannot be closed twice."""
     if getattr(impl.ioloop._poller, "_w_interrupt", None) is not None:
         impl.ioloop.close()
+
+
+def server_properties(connection: BlockingConnection) -> dict[str, Any]:
+    """What the broker said of itself in Connection.Start; empty when it can't be had."""
+    return dict(_impl(connection).server_properties or {}) if AVAILABLE else {}
+
+
+# For the connections of links
 
 
 def abort(connection: Connection, error: BaseException) -> None:
@@ -289,7 +314,8 @@ def write(connection: Connection, data: bytes) -> None:
 
 #: A Basic.Ack or Basic.Nack as a frame: type, channel, size, method, delivery tag, bits, end.
 _CONFIRM = struct.Struct(">BHIIQBB")
-_CONFIRM_SIZE = 13
+_CONFIRM_SIZE = 13  # of what is between header and end
+_CONFIRMS = (spec.Basic.Ack.INDEX, spec.Basic.Nack.INDEX)
 #: What a confirm says: delivery tag, multiple, whether it is an ack.
 Confirm = tuple[int, bool, bool]
 
@@ -341,9 +367,6 @@ def watch_confirms(connection: Connection, watch: dict[int, Callable[[list[Confi
     hidden._on_data_available = on_data
 
 
-_CONFIRMS = (spec.Basic.Ack.INDEX, spec.Basic.Nack.INDEX)
-
-
 def _may_become_confirm(rest: bytes, watch: dict[int, Any]) -> bool:
     """Whether it is the beginning of a frame of which too little is there to know better."""
     if len(rest) >= _CONFIRM.size:
@@ -374,9 +397,7 @@ def watch_deliveries(connection: Connection, watch: Mapping[int, Callable[[list[
     hidden._on_data_available = on_data
 
 
-def server_properties(connection: BlockingConnection) -> dict[str, Any]:
-    """What the broker said of itself in Connection.Start; empty when it can't be had."""
-    return dict(_impl(connection).server_properties or {}) if AVAILABLE else {}
+# Ways into them
 
 
 def _hidden(connection: Connection) -> Any:
@@ -393,14 +414,3 @@ def _socket(connection: BlockingConnection) -> socket.socket | None:
     transport = _impl(connection)._transport
     sock: socket.socket | None = None if transport is None else transport._sock
     return sock
-
-
-def _raise_deadline() -> None:
-    raise DeadlineReached
-
-
-def _say_goodbye(connection: BlockingConnection) -> None:
-    try:
-        connection.close()
-    except Exception as exc:
-        logger.debug("a connection was closed without a goodbye: %r", exc)

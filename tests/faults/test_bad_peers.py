@@ -195,7 +195,7 @@ def test_clients_without_a_bound_are_caught(node: RabbitMQNode, report: Report) 
 def test_memory_without_a_bound_is_caught(
     node: RabbitMQNode, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pika_internals, "_MAY_BE_BOUNDED", False)
+    monkeypatch.setattr(pika_internals, "_CAN_LIMIT_FRAMES", False)
     monkeypatch.setitem(globals(), "TIMEOUT", 10.0)
     endless = Script(FOUR_GIGABYTES, 0, endless=True)
     _books, grown = meet_impostors(node, [endless] * CLIENTS, ways_through, 0.0)
@@ -287,7 +287,7 @@ def test_words_that_no_broker_says(
 def test_who_waits_for_four_gigabytes_is_caught(
     node: RabbitMQNode, report: Report, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pika_internals, "_MAY_BE_BOUNDED", False)
+    monkeypatch.setattr(pika_internals, "_CAN_LIMIT_FRAMES", False)
     monkeypatch.setitem(globals(), "HEARTBEAT", 0)
     _books, _grown, stuck = interrupt(node, {"4 GB": FOUR_GIGABYTES}, ledger, 0.0, patience=3 * TIMEOUT)
     assert stuck
