@@ -425,8 +425,7 @@ class Pika:
         :param drain_timeout: seconds that its end waits for handlers that run.
         :raises SetupError: there is no consumer, or none for one of the queues.
         """
-        state = self._state()
-        app = self._app()
+        state, app = self._state(), self._app()
         return state.make_worker(app, choose(self._registry.of(app), queues), threads, drain_timeout)
 
     def run_consumer(
@@ -456,7 +455,7 @@ class Pika:
         :raises InvalidMessage: AMQP cannot carry it.
         :raises SetupError: the handler is not registered.
         """
-        app = self._app()
+        state, app = self._state(), self._app()
         consumer = self._registry.find(handler)
         bodies = body if consumer.batch is not None and isinstance(body, (list, tuple)) else [body]
         if not bodies:
@@ -466,7 +465,6 @@ class Pika:
             default = "" if isinstance(one, Message) else consumer.queue
             key = default if routing_key is None else routing_key
             messages.append(_message(one, exchange, key, True, properties, named))
-        state = self._state()
         return rehearse(app, consumer, messages, redelivered, state.has_dead_letters(consumer))
 
     def declare(self, timeout: float | None = None) -> None:
@@ -515,8 +513,7 @@ class Pika:
         return [app for ref in self._app_refs if (app := ref()) is not None]
 
     def _app(self) -> Flask:
-        """The app that :meth:`_state` is about."""
-        self._state()
+        """The app that :meth:`_state` is about: to be asked after it, which has said that there is one."""
         if has_app_context():
             app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
             return app
