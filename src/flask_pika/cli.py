@@ -1,4 +1,4 @@
-"""The ``flask pika`` commands."""
+"""The ``flask pika`` commands: ``ping``, ``publish`` and ``broker``; the others have modules of their own."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from flask import current_app
 from flask.cli import AppGroup
 from pika import exceptions as pika_errors
 
-from .dead_cli import make_group as dead_group
+from .dead_cli import make_group as make_dead_group
 from .errors import BrokerUnavailable, PublishManyFailed
 from .extension import states_of
 from .message import Message
 from .publisher import Failure
 from .state import State
-from .topology_cli import make_commands
-from .worker_cli import make_command
+from .topology_cli import make_commands as make_topology_commands
+from .worker_cli import make_command as make_worker_command
 
 pika_cli = AppGroup("pika", help="RabbitMQ: what the app has of it, and how it is.")
 
@@ -44,7 +44,7 @@ class _Seconds(click.FloatRange):
 
 
 def _states() -> dict[str, State]:
-    """The app's, of which there is one at least; what goes wrong with them is told by the command alone."""
+    """The app's, of which there is one at least. From here on, only the command says what goes wrong."""
     # An app that logs would get pika's account of it, too, with a traceback.
     logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
     logging.getLogger("flask_pika").setLevel(logging.CRITICAL + 1)
@@ -92,11 +92,11 @@ def ping_command(timeout: float) -> None:
         raise SystemExit(1)
 
 
-pika_cli.add_command(make_command(_Seconds(min=0)))
-pika_cli.add_command(dead_group(_state, _Seconds(min=0, min_open=True)))
+pika_cli.add_command(make_worker_command(_Seconds(min=0)))
+pika_cli.add_command(make_dead_group(_state, _Seconds(min=0, min_open=True)))
 
 
-for _command in make_commands(
+for _command in make_topology_commands(
     lambda prefix: _states() if prefix is None else {prefix: _state(prefix)}, _Seconds(min=0, min_open=True)
 ):
     pika_cli.add_command(_command)
