@@ -1,4 +1,4 @@
-"""What one app has of one ``Pika`` object: its settings, and a pool in each process that uses it."""
+"""What one app has of one ``Pika`` object: settings; and in each process, pool, publisher and workers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flask_pika.pool")
 
-#: Seconds for the copy of a message that failed, at the least: what is unknown is copied once more.
+#: Seconds that publishing the copy of a failed message may take, at the least. When nobody knows whether the
+#: broker has it, another copy is made: there should be few.
 _COPY = 20.0
 #: Seconds that the interpreter's exit may spend on goodbyes to the broker, for each app.
 AT_EXIT = 1.0
@@ -66,7 +67,7 @@ class _InProcess(NamedTuple):
 
 
 class State:
-    """What one app has of one ``Pika`` object. It knows the app by its name alone, so that the app can go."""
+    """What one app has of one ``Pika`` object. It has a weak reference to the app, which can go."""
 
     def __init__(
         self,
@@ -96,6 +97,8 @@ class State:
         self._recorded_by: dict[int, Recorder] = {}
         self._workers: dict[int, weakref.WeakSet[Worker]] = {}
         _states.add(self)
+
+    # What this process has
 
     def pool(self) -> ChannelPool[Slot]:
         """This process's pool; made when first asked for, without I/O."""
@@ -187,6 +190,8 @@ class State:
             for worker in self._workers.pop(pid, ()):
                 worker.forget()
 
+    # Workers
+
     def make_worker(
         self, app: Flask, consumers: Sequence[Consumer], threads: int, drain_timeout: float
     ) -> Worker:
@@ -225,6 +230,11 @@ class State:
         """Whether there is a ``<queue>.dead`` for what fails."""
         queue = self.topology.queue(consumer.queue)
         return consumer.retry is not None or (queue is not None and queue.dead_letter)
+
+    def _my_workers(self) -> list[Worker]:
+        return list(self._workers.get(os.getpid(), ()))
+
+    # Exchanges and queues
 
     def things(self) -> tuple[list[Exchange], list[Queue]]:
         """All that the app needs, the queues of its consumers included.
@@ -270,8 +280,7 @@ class State:
             for step in steps_for([], [queue]):
                 getattr(channel, step.method)(**step.arguments)
 
-    def _my_workers(self) -> list[Worker]:
-        return list(self._workers.get(os.getpid(), ()))
+    # Channels
 
     def lend(self, timeout: float | None) -> PooledChannel:
         """A channel for this caller; it comes home with the app context, if there is one."""
@@ -293,12 +302,14 @@ class State:
                     where,
                 )
 
+    # Its end, and a look at it
+
     def ping(self, timeout: float) -> Pong:
         """Connect anew, measure a round trip, and leave: see :func:`flask_pika.ping.ping`."""
         return ping(self.settings.nodes, connection_name(self._app_name), timeout)
 
     def close(self) -> None:
-        """Close the idle connections, refuse checkouts; what is lent is closed at its return."""
+        """Stop the workers, then the publisher, then the pool: see :meth:`flask_pika.Pika.close`."""
         self._takes_workers = False
         for worker in self._my_workers():  # whose handlers may publish until they are done
             worker.stop()
