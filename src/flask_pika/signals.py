@@ -1,8 +1,8 @@
 """What an app may want to hear of: `blinker <https://blinker.readthedocs.io>`_ signals, as Flask's own.
 
 The sender is the app. ``published``, ``returned`` and ``failed`` come in the thread that called
-``publish()``; for ``submit()`` and ``publish_many()``, in the publisher's own thread, which a receiver must
-not keep waiting. There come those about the publisher's connection, too; those about deliveries, in the
+``publish()``; for ``submit()`` and ``publish_many()``, mostly in the publisher's own thread, which a receiver
+must not keep waiting. There come those about the publisher's connection, too; those about deliveries, in the
 handler's thread. A receiver that raises is logged, and breaks nothing.
 """
 
