@@ -240,7 +240,7 @@ class Slot:
             pika_internals.drop(connection)
 
     def forget(self) -> None:
-        """Let go of the connection without touching it: it is the parent process's."""
+        """Let go of the connection without touching it, as in a forked child, where it is the parent's."""
         self._connection = None
         self._arrivals = None
         self.born = 0.0
