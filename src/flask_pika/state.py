@@ -152,6 +152,8 @@ class State:
             label=label,
             on_open=lambda: keeper.start(pool),
         )
+        more = functools.partial(_queues_of, self.topology, ())
+        preparation = Preparation(self.topology, settings.declare, more)
         publisher = Publisher(
             settings.publisher,
             settings.nodes,
@@ -161,9 +163,7 @@ class State:
                 f"{name}: publisher",
                 envelopes,
                 self._app,
-                Preparation(
-                    self.topology, settings.declare, functools.partial(_queues_of, self.topology, ())
-                ),
+                preparation,
             ),
         )
         # When the app is gone, their threads close what is left: the collector must not wait for a broker.
@@ -204,14 +204,13 @@ class State:
         consumers = [dataclasses.replace(one, stream=one.queue in streams) for one in consumers]
         name = f"{connection_name(self._app_name)}: worker"
         more = functools.partial(_queues_of, self.topology, consumers)
+        own = [consumer.queue for consumer in consumers]
         worker = Worker(
             app,
             consumers,
             self.settings.nodes,
             name,
-            Preparation(
-                self.topology, self.settings.declare, more, own=[consumer.queue for consumer in consumers]
-            ),
+            Preparation(self.topology, self.settings.declare, more, own),
             Recovery(
                 # Not to a recording: what waits there would never come back.
                 lambda message: self._mine().publisher.publish(
