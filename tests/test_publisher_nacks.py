@@ -14,7 +14,7 @@ from pika import exceptions as pika_errors
 
 from flask_pika import Message, Nacked, Pika, PublishManyFailed, dispatcher, outbox
 from flask_pika.backoff import Backoff
-from flask_pika.broker import Broker
+from flask_pika.broker import Broker, connection
 from flask_pika.broker.channel import Channel
 from flask_pika.nacks import Nacks
 from tests.conftest import Node, make_app, wait_for
@@ -363,6 +363,35 @@ def test_where_no_channel_is_to_be_had_the_deadline_is_kept(
         ch.queue_purge("full")
         fpika.publish(b"", routing_key="full")
         ch.queue_delete("full")
+
+
+def test_of_three_channels_none_is_a_successor_so_that_each_has_what_it_needs(
+    broker: Broker, leader: Leader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "CHANNEL_MAX", 3)
+    fpika = publishing(broker.url)
+    fpika.publish(b"0", routing_key="other")
+    broker.hold_confirms()
+    futures = [fpika.submit(b"%d" % number, routing_key="other") for number in (1, 2)]
+    wait_for(lambda: len(broker.queues["other"].messages) == 3, "both are on their way")
+    broker.close_channel(number=1)
+    broker.release_confirms()
+    for future in futures:  # on the channel for suspects, which stays
+        future.result(timeout=10)
+    leader.leaves(1)
+    with pytest.raises(Nacked):
+        fpika.publish(b"", routing_key="q", retry=False)
+    broker.hold_confirms()
+    futures = [fpika.submit(b"3", routing_key="other")]
+    wait_for(lambda: not nacks_of(fpika).has_tries, "there may be another channel now")
+    fpika.queue("later")
+    futures.append(fpika.submit(b"4", routing_key="later"))
+    wait_for(lambda: "later" in broker.queues, "which was declared on a channel of its own")
+    broker.release_confirms()
+    for future in futures:
+        future.result(timeout=10)
+    assert fpika.stats().publisher.reconnects == 0
+    assert "a bug in Flask-Pika" not in caplog.text
 
 
 # Channels of the pool

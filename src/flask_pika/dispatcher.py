@@ -137,8 +137,10 @@ class Dispatcher:
             self._look_later()
 
     def _try_what_is_due(self, connection: SelectConnection) -> None:
-        spare = not self._limited and len(self._retiring) < _RETIRING
-        if spare and self._outbox.wants_new_channel():
+        # A successor must not take the number of a channel that may be needed.
+        spare = min(_RETIRING, connection.params.channel_max - CHANNELS)
+        may_replace = not self._limited and len(self._retiring) < spare
+        if may_replace and self._outbox.wants_new_channel():
             try:
                 self._successor = self._carrier(connection)
             except pika_errors.NoFreeChannels:
