@@ -318,6 +318,7 @@ def test_a_lost_connection_puts_all_back_in_its_order_and_begins_anew() -> None:
     assert rig.ledger.take(10, 10) == [first, second, elsewhere, behind]
     assert not rig.nacks.has_tries
     assert not behind.nacked, "it was never sent, which is all that is known"
+    assert not behind.held
     assert rig.ledger.settle(rig.ledger.main, 0, True, True) == [first, second, elsewhere, behind]
     assert (rig.ledger.messages, rig.ledger.bytes) == (0, 0)
 

@@ -53,7 +53,7 @@ class Outcome(enum.Enum):
 class Publish:
     """One message on its way. The ledger's user adds what it takes to send it and to tell its caller."""
 
-    __slots__ = ("abandoned", "known", "lane", "nacked", "outcome", "reply", "sent")
+    __slots__ = ("abandoned", "held", "known", "lane", "nacked", "outcome", "reply", "sent")
 
     # What it is about, from its envelope.
     exchange: str
@@ -70,12 +70,15 @@ class Publish:
         self.outcome: Outcome | None = None
         #: Whether it was on the wire, ever: then giving up leaves it unknown.
         self.sent = False
+        #: Whether its caller has given up: nobody is to be told.
         self.abandoned = False
         #: Whether it ever came into the ledger.
         self.known = False
         self.lane: object = None
-        #: Whether a nack, which was not believed, is the last word on it; or on what it waits behind.
+        #: Whether a nack, which was not believed, is the last word on it.
         self.nacked = False
+        #: Whether it waits behind one that was nacked, and was never sent itself.
+        self.held = False
         #: Reply code and text of a Basic.Return or Channel.Close.
         self.reply: tuple[int, str] | None = None
 
@@ -372,9 +375,10 @@ class Ledger(Generic[P]):
             if publish.lane is None:
                 left.append(publish)
         if left:
-            # Of a nacked one that was not sent again, it is known that the broker has it not.
-            self._settled([one for one in left if not one.nacked], Outcome.GIVEN_UP)
-            self._settled([one for one in left if one.nacked], Outcome.NACKED)
+            # Of a nacked one that was not sent again, and of one that is held behind it, it is known that the
+            # broker has it not, and why.
+            self._settled([one for one in left if not (one.nacked or one.held)], Outcome.GIVEN_UP)
+            self._settled([one for one in left if one.nacked or one.held], Outcome.NACKED)
             if self._nacks is not None:
                 self._nacks.left(left)
             self._waiting = collections.deque(one for one in self._waiting if one.outcome is None)

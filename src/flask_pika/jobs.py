@@ -27,6 +27,7 @@ class Job(Publish):
         self.known = False
         self.lane = None
         self.nacked = False
+        self.held = False
         self.reply = None
         self.envelope = envelope
         self.body = body

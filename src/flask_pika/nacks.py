@@ -89,7 +89,7 @@ class _Doubt(Generic[P]):
             while part:
                 publish = part.popleft()
                 if publish.outcome is None:
-                    publish.nacked = publish.nacked and publish.sent
+                    publish.held = False
                     return publish
         return None
 
@@ -194,7 +194,7 @@ class Nacks(Generic[P]):
         doubt = self._doubted.get((publish.exchange, publish.routing_key))
         if doubt is None or doubt.trial is publish:
             return False
-        publish.nacked = publish.nacked or not publish.sent  # as good as nacked, while it waits here
+        publish.held = not publish.sent
         doubt.behind.append(publish)
         return True
 
@@ -253,7 +253,7 @@ class Nacks(Generic[P]):
         nacked = self.freed() + [one for doubt in doubts for one in doubt.nacked]
         behind = [one for doubt in doubts for one in doubt.behind]
         for publish in behind:
-            publish.nacked = publish.nacked and publish.sent
+            publish.held = False
         return nacked, behind
 
     def _refuses_all(self, exchange: str, now: float) -> bool:
@@ -274,7 +274,7 @@ class Nacks(Generic[P]):
 
     def _free(self, doubt: _Doubt[P]) -> None:
         for publish in doubt.behind:
-            publish.nacked = publish.nacked and publish.sent
+            publish.held = False
         self._freed += doubt.line
         doubt.nacked.clear()
         doubt.behind.clear()
