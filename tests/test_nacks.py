@@ -371,7 +371,7 @@ def test_what_is_remembered_is_bounded() -> None:
         rig.ledger.settle(rig.ledger.main, len(rig.ledger.take(1, 10)) and number + 1, False, False)
     rig.run(3.0)
     assert not rig.nacks.holds_any
-    assert len(rig.nacks._refusing) <= nacks_module.MOST
+    assert len(rig.nacks._remembered) <= nacks_module.MOST
     assert len(rig.nacks._proven) <= nacks_module.MOST
 
 

@@ -67,20 +67,24 @@ Destination = tuple[str, str]
 
 
 class _Doubt(Generic[P]):
-    """What is known of a destination that nacked."""
+    """What is known of a destination that nacked: while it is doubted, and for a while afterwards."""
 
     __slots__ = ("behind", "due", "first", "last", "nacked", "refuses", "trial", "tries")
 
     def __init__(self, now: float) -> None:
-        self.first = self.last = self.due = now
-        self.tries = 0
-        self.refuses = False
+        self.first = self.last = now  # of its nacks
+        self.refuses = False  # whether they are believed
+        self.tries = 0  # trials in vain
+
+        # Of use while it is doubted.
+        self.due = now  # when the next trial is sent, or the wait for this one's answer ends
         self.trial: P | None = None
         self.nacked: collections.deque[P] = collections.deque()
         self.behind: collections.deque[P] = collections.deque()  # what came later, and was not sent
 
     @property
     def line(self) -> Iterator[P]:
+        """What waits, in its order."""
         return itertools.chain(self.nacked, self.behind)
 
     def pop(self) -> P | None:
@@ -105,8 +109,10 @@ class Nacks(Generic[P]):
         self._backoff = backoff
         # A destination that is doubted is in none of the others.
         self._doubted: dict[Destination, _Doubt[P]] = {}
-        self._refusing: dict[Destination, _Doubt[P]] = {}  # or open: tried with nothing; by their last nack
-        self._proven: dict[Destination, int] = {}  # on which channel
+        # By their last nack: those that refuse, and those of which it is open, because a trial had no answer
+        # or there was nothing to try. Nothing waits for them.
+        self._remembered: dict[Destination, _Doubt[P]] = {}
+        self._proven: dict[Destination, int] = {}  # on which channel, by its number
         self._refusing_all: dict[str, float] = {}  # exchanges, and when their last nack came
         self._stuck = 0  # the youngest channel of which a nack was not believed
         self._is_stale = False  # nacks were believed, on a channel that may be old
@@ -115,7 +121,7 @@ class Nacks(Generic[P]):
     @property
     def watches(self) -> bool:
         """Whether acks are of interest."""
-        return bool(self._doubted or self._refusing)
+        return bool(self._doubted or self._remembered)
 
     @property
     def has_tries(self) -> bool:
@@ -142,7 +148,7 @@ class Nacks(Generic[P]):
         where = (publish.exchange, publish.routing_key)
         now = self._clock()
         is_proven = self._proven.get(where) == channel
-        doubt = self._doubted.get(where) or self._remembered(where, now)
+        doubt = self._doubted.get(where) or self._recall(where, now)
         doubt.last = now
         if is_proven:
             doubt.refuses = True
@@ -178,11 +184,11 @@ class Nacks(Generic[P]):
     def acked(self, publish: P, channel: int) -> None:
         """The broker took one, or returned it."""
         where = (publish.exchange, publish.routing_key)
-        doubt = self._doubted.pop(where, None) or self._refusing.get(where)
+        doubt = self._doubted.pop(where, None) or self._remembered.get(where)
         if doubt is not None:
             self._free(doubt)
             if not doubt.refuses:
-                self._refusing.pop(where, None)
+                self._remembered.pop(where, None)
             self._proven[where] = channel
             _bound(self._proven)
         self._drop_quiet()
@@ -248,7 +254,7 @@ class Nacks(Generic[P]):
     def forget(self) -> tuple[list[P], list[P]]:
         """The connection is gone, and with it all channels; what was in line: nacked, and not sent."""
         doubts = list(self._doubted.values())
-        self._doubted, self._refusing, self._refusing_all, self._proven = {}, {}, {}, {}
+        self._doubted, self._remembered, self._refusing_all, self._proven = {}, {}, {}, {}
         self._is_stale = False
         nacked = self.freed() + [one for doubt in doubts for one in doubt.nacked]
         behind = [one for doubt in doubts for one in doubt.behind]
@@ -267,7 +273,7 @@ class Nacks(Generic[P]):
         """Whether one more that refuses makes it all of its exchange's destinations."""
         if not exchange:
             return  # of the default one, each is a queue of its own
-        refuse = sum(doubt.refuses for where, doubt in self._refusing.items() if where[0] == exchange)
+        refuse = sum(doubt.refuses for where, doubt in self._remembered.items() if where[0] == exchange)
         if refuse >= MANY:
             self._refusing_all[exchange] = now
             _bound(self._refusing_all)
@@ -280,20 +286,20 @@ class Nacks(Generic[P]):
         doubt.behind.clear()
         doubt.trial = None
 
-    def _remembered(self, where: Destination, now: float) -> _Doubt[P]:
-        doubt = self._refusing.pop(where, None)
+    def _recall(self, where: Destination, now: float) -> _Doubt[P]:
+        doubt = self._remembered.pop(where, None)
         if doubt is None or now > doubt.last + (QUIET if doubt.refuses else EPISODE):
             return _Doubt(now)
         return doubt
 
     def _drop_quiet(self) -> None:
-        where = next(iter(self._refusing), None)
-        if where is not None and self._refusing[where].last + QUIET < self._clock():
-            del self._refusing[where]
+        where = next(iter(self._remembered), None)
+        if where is not None and self._remembered[where].last + QUIET < self._clock():
+            del self._remembered[where]
 
     def _remember(self, where: Destination, doubt: _Doubt[P]) -> None:
-        self._refusing[where] = doubt
-        _bound(self._refusing)
+        self._remembered[where] = doubt
+        _bound(self._remembered)
 
 
 def _has_trial(doubt: _Doubt[P]) -> bool:
