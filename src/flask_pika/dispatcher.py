@@ -27,14 +27,15 @@ logger = logging.getLogger("flask_pika.publisher")
 
 #: Replaced channels on which something is still in flight: with more, none is replaced.
 _RETIRING = 4
-#: How many it needs: one for all, one for suspects, and one to declare what is needed.
+#: How many channels it needs: one for all, one for suspects, and one to declare what is needed.
 CHANNELS = 3
-#: And how many more it uses, where it may: a successor of the first one, and those.
+#: And how many more it uses, where it may: a successor of the first one, and those that were replaced.
 SPARE_CHANNELS = 1 + _RETIRING
-#: Seconds without replacing a channel, after one more than the user may have has cost the connection.
+#: Seconds without replacing a channel, after a successor has cost the connection: the broker's user may have
+#: no channel more.
 _LIMITED = 60.0
-#: Seconds between two looks for what is to be tried again, at the least.
-_PAUSE = 0.02
+#: Seconds between two looks for what is to be tried again, at the least and at the most.
+_SOONEST, _LATEST = 0.02, 0.05
 #: Seconds between two looks for futures whose deadline has passed.
 _SWEEP = 0.05
 #: AMQP's reply code for what does not exist.
@@ -68,23 +69,26 @@ class Dispatcher:
         self._main: Carrier | None = None
         self._suspects: Carrier | None = None
         self._successor: Carrier | None = None  # of the main one, and not ready yet
-        self._limited = False  # the user may have no successor
+        self._limited = False  # the broker's user may have no channel for a successor
         self._retiring: dict[Carrier, Lane[Job]] = {}
         self._trying = False  # a look for what is to be tried again is due
-        self._watch: dict[int, Callable[[list[Confirm]], object]] = {}
-        self._sweeping = False
+        self._watch: dict[int, Callable[[list[Confirm]], object]] = {}  # by channel number
+        self._sweeping = False  # a look for futures whose deadline has passed is due
         self._preparation = preparation
-        self._preparing = False
+        self._preparing = False  # it is under way
 
     def look(self) -> None:
         """Put on the wire what waits and may go."""
         self._carry(*self._outbox.take(*self._ready()))
 
     def _ready(self) -> tuple[bool, bool]:
-        """Which of the two channels can be sent on."""
+        """Which of the two channels, main and suspects', can be sent on: none, where more is to be declared.
+
+        That is begun here, and when it is done, look() follows.
+        """
         if self.link.state is not LinkState.READY:
             return False, False
-        if self._preparation.is_due:  # at the beginning, or more was registered since
+        if self._preparation.is_due:
             self._prepare()
             return False, False
         main, suspects = self._main, self._suspects
@@ -123,7 +127,7 @@ class Dispatcher:
     def _look_later(self) -> None:
         self._trying = True
         # Not much later than now: the next one to be doubted may be due before those of today.
-        self.link.call_later(min(max(_PAUSE, self._outbox.next_try()), _SWEEP), self._try_again)
+        self.link.call_later(min(max(_SOONEST, self._outbox.next_try()), _LATEST), self._try_again)
 
     def _try_again(self) -> None:
         """Send again what was nacked, and whose time has come: on a new channel, if it wants one."""
@@ -165,7 +169,7 @@ class Dispatcher:
             main.close()
         self._outbox.try_again()
 
-    def _try_to_replace(self) -> None:
+    def _lift_limit(self) -> None:
         self._limited = False
 
     # What the link says: see flask_pika.link.User
@@ -215,7 +219,7 @@ class Dispatcher:
                 "a channel that nacks is not replaced for %d s: the broker gives no more", _LIMITED
             )
             self._limited = True
-            self.link.call_later(_LIMITED, self._try_to_replace)
+            self.link.call_later(_LIMITED, self._lift_limit)
         self._connection = self._main = self._suspects = self._successor = None
         self._retiring = {}
         blame = None
@@ -300,7 +304,7 @@ class Dispatcher:
     def _lane(self, carrier: Carrier) -> Lane[Job] | None:
         """What is in flight on a carrier; None, when it is none of this connection's, or not in use."""
         if carrier is self._main:
-            return self._outbox.main
+            return self._outbox.main_lane
         if carrier is self._suspects:
-            return self._outbox.suspects
+            return self._outbox.suspects_lane
         return self._retiring.get(carrier)

@@ -51,13 +51,14 @@ class PublisherStats:
     confirmed: int = 0  #: messages that the broker took
     nacked: int = 0  #: that it did not take, and that were not sent again
     returned: int = 0  #: that reached no queue
-    #: that were sent again: a connection or a channel was lost, or the broker nacked without need
+    #: times that one was put back to be sent again: its connection or channel was lost, or it was nacked and
+    #: that was not believed
     retried: int = 0
     reconnects: int = 0  #: connections after the first
 
 
 class _Place:
-    """A place in the queue for room. ``admitted`` is written under the publisher's lock."""
+    """A place in the queue for room. ``admitted`` is written under the outbox's lock."""
 
     __slots__ = ("admitted", "job", "served")
 
@@ -91,6 +92,7 @@ class Outbox:
         self._clock = clock
         self._dispatcher = Dispatcher(self, envelopes, sender, preparation)
         self._link = self._dispatcher.link = Link(nodes, name, self._dispatcher, CHANNELS, SPARE_CHANNELS)
+        # Link.start() is for one thread at a time, and does I/O: so not under the lock below.
         self._starting = threading.RLock()
         #: Threads that are telling the link's, and hold a lock of pika's. set's methods are atomic.
         self._telling: set[int] = set()
@@ -106,9 +108,9 @@ class Outbox:
         # Futures that somebody has to watch the deadline of. Not a count: a signal handler's exception
         # between two instructions would make it wrong for good.
         self._promised: set[Job] = set()
-        self._closed = False
-        self._ended = False
-        self._emptied: threading.Event | None = None
+        self._closed = False  # nothing comes in any more; set without the lock, read by any thread
+        self._ended = False  # somebody is at the rest of close()
+        self._emptied: threading.Event | None = None  # set when nobody waits any more, and close() need not
         self._counts = dict.fromkeys(Outcome, 0)
         self._connections = 0
 
@@ -348,27 +350,27 @@ class Outbox:
 
     # For the dispatcher, in the link's thread
 
-    def take(self, main: bool, suspects: bool) -> tuple[list[Job], list[Job]]:
-        """What goes on the wire now, on the lanes that are ready for it."""
+    def take(self, main_ready: bool, suspects_ready: bool) -> tuple[list[Job], list[Job]]:
+        """What goes on the wire now: on the main lane, and on the one for suspects, where they are ready."""
         with self._lock:
-            return self._take(main, suspects)
+            return self._take(main_ready, suspects_ready)
 
-    def _take(self, main: bool, suspects: bool) -> tuple[list[Job], list[Job]]:
+    def _take(self, main_ready: bool, suspects_ready: bool) -> tuple[list[Job], list[Job]]:
         self._armed_until = 0.0
         ledger = self._ledger
-        jobs = ledger.take(_IN_FLIGHT, _IN_FLIGHT_BYTES) if main and ledger.waits else []
-        return jobs, ledger.take_suspects() if suspects and not len(ledger.suspects) else []
+        jobs = ledger.take(_IN_FLIGHT, _IN_FLIGHT_BYTES) if main_ready and ledger.waits else []
+        return jobs, ledger.take_suspects() if suspects_ready and not len(ledger.suspects) else []
 
     def settle(
-        self, lane: Lane[Job], confirms: list[Confirm], main: bool, suspects: bool
+        self, lane: Lane[Job], confirms: list[Confirm], main_ready: bool, suspects_ready: bool
     ) -> tuple[list[Job], list[Job], list[Job]]:
-        """What the broker's confirms on one of the lanes settle, and what goes in its place."""
+        """What the broker's confirms on one of the lanes settle, and what goes in its place, as in take()."""
         settled: list[Job] = []
         with self._lock:
             for tag, multiple, ack in confirms:
                 settled += self._ledger.settle(lane, tag, multiple, ack)
             self._note(settled)
-            return (settled, *self._take(main, suspects))
+            return (settled, *self._take(main_ready, suspects_ready))
 
     def returned(
         self, lane: Lane[Job], message_id: str, exchange: str, routing_key: str, reply: tuple[int, str]
@@ -399,7 +401,7 @@ class Outbox:
 
     @property
     def has_promised(self) -> bool:
-        """Whether there are futures to be watched; without the lock, as that."""
+        """Whether there are futures to be watched; without the lock, as has_suspects."""
         return bool(self._promised)
 
     def late(self) -> list[Job]:
@@ -413,12 +415,12 @@ class Outbox:
     # Nacks that are not believed; see flask_pika.nacks
 
     @property
-    def main(self) -> Lane[Job]:
+    def main_lane(self) -> Lane[Job]:
         """The lane of the main channel: the link's thread alone makes another one of it."""
         return self._ledger.main
 
     @property
-    def suspects(self) -> Lane[Job]:
+    def suspects_lane(self) -> Lane[Job]:
         """The lane of the channel for suspects."""
         return self._ledger.suspects
 
