@@ -36,7 +36,12 @@ import re
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
+from pika.spec import NOT_FOUND
+
 from .nacks import Nacks
+
+#: How many exchanges are remembered over which a channel was closed.
+_MOST_DIVERTED = 1000
 
 
 class Outcome(enum.Enum):
@@ -85,18 +90,20 @@ class Publish:
 
 P = TypeVar("P", bound=Publish)
 
-#: Each channel has a number of its own, which is higher than those of all before it.
+#: Each channel has a number of its own here, which is higher than those of all before it.
 _numbers = itertools.count(1)
 
 
 class Lane(Generic[P]):
-    """The publishes in flight on one channel, by delivery tag.
+    """The publishes in flight on one channel, by delivery tag; and when that is gone, on the one after it.
 
-    :param opened: when its channel was; or its next one, later than that.
+    :param opened: when its channel was opened, on the clock of the nacks. The one after it is younger than
+        that says.
     """
 
     def __init__(self, opened: float = -math.inf) -> None:
         self.opened = opened
+        #: Its channel's, among all that there were: not AMQP's.
         self.number = next(_numbers)
         self._by_tag: dict[int, P] = {}
         self._lowest = 1  # nothing below is in flight
@@ -302,7 +309,7 @@ class Ledger(Generic[P]):
         if lane in self.retiring:
             self.retiring.remove(lane)
         if len(lost) == 1 and lost[0].reply is None:
-            if code == _NOT_FOUND and lost[0].exchange == _named_exchange(text):
+            if code == NOT_FOUND and lost[0].exchange == _named_exchange(text):
                 # So is all that waits for its turn to hear the same: one channel each would take long.
                 lost += self._suspected_to(lost[0].exchange)
             for publish in lost:
@@ -445,10 +452,6 @@ class Ledger(Generic[P]):
         self._diverted[exchange] = None
         if len(self._diverted) > _MOST_DIVERTED:
             del self._diverted[next(iter(self._diverted))]
-
-
-_MOST_DIVERTED = 1000
-_NOT_FOUND = 404
 
 
 def _named_exchange(text: str) -> str | None:

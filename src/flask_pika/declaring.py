@@ -11,10 +11,11 @@ from typing import Any
 
 from pika import exceptions as pika_errors
 from pika.adapters.select_connection import SelectConnection
+from pika.spec import ACCESS_REFUSED
 
 from .config import Declare
 from .errors import TopologyMismatch
-from .steps import ACCESS_REFUSED, OVER_ONE_STEP, Step, all_steps, is_unlike, mismatch, no_answer
+from .steps import OVER_ONE_STEP, Step, all_steps, is_unlike, mismatch, no_answer
 from .topology import Exchange, Queue, Topology
 
 logger = logging.getLogger("flask_pika.topology")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pika import exceptions as pika_errors
 from pika.adapters.select_connection import SelectConnection
+from pika.spec import NOT_FOUND
 
 from . import pika_internals, signals
 from .carrier import Carrier
@@ -38,8 +39,6 @@ _LIMITED = 60.0
 _SOONEST, _LATEST = 0.02, 0.05
 #: Seconds between two looks for futures whose deadline has passed.
 _SWEEP = 0.05
-#: AMQP's reply code for what does not exist.
-_NOT_FOUND = 404
 #: AMQP's connection errors that one message can cause; the others are about the connection or the broker.
 _OVER_ONE_MESSAGE = (501, 502, 503, 505, 506, 540)
 
@@ -282,7 +281,7 @@ class Dispatcher:
         code, text = error.reply_code, error.reply_text
         logger.warning("the broker closed a channel of the publisher: %d %s", code, text)
         settled = self._outbox.channel_closed(lane, code, text)
-        if code == _NOT_FOUND and self._preparation.misses(text):
+        if code == NOT_FOUND and self._preparation.misses(text):
             self._preparation.forget()
         self._retiring.pop(carrier, None)
         if carrier is self._main:

@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 from pika import exceptions as pika_errors
+from pika.spec import ACCESS_REFUSED, NOT_FOUND
 
 from .errors import TopologyMismatch
-from .steps import ACCESS_REFUSED, NOT_FOUND, OVER_ONE_STEP, Step, is_unlike, mismatch
+from .steps import OVER_ONE_STEP, Step, is_unlike, mismatch
 from .topology import Exchange, Queue
 
 #: What can be said of a step: ``made``; ``stood``, and is the same; ``bound``, whether it was so before or

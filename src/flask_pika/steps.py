@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
+from pika.spec import ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED
+
 from .errors import TopologyMismatch
 from .topology import Exchange, Queue, Topology
 
-ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED = 403, 404, 405
 #: AMQP's connection errors that one declaration can cause: an exchange type that no plugin has, say.
 OVER_ONE_STEP = (501, 502, 503, 504, 505, 506, 530, 540, 541)
 #: RabbitMQ's words for a 406: which argument, of what, and both values.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pika import exceptions as pika_errors
 from pika.adapters.select_connection import SelectConnection
+from pika.spec import NOT_FOUND
 
 from .backlog import Backlog
 from .backoff import Backoff
@@ -19,7 +20,6 @@ from .delivery import Action, Delivery
 from .errors import Reject, Requeue, RetryLater
 from .link import Link
 from .retry import Decision
-from .steps import NOT_FOUND
 from .subscription import Subscription
 
 logger = logging.getLogger("flask_pika.consumer")
