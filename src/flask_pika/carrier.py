@@ -21,8 +21,8 @@ class Sendable(Protocol):
     body: bytes
 
 
-class Hearer(Protocol):
-    """Who is told what the broker says on a carrier. Called in the link's thread."""
+class CarrierUser(Protocol):
+    """Who sends on a carrier, and is told what the broker says on it. Called in the link's thread."""
 
     def carrier_ready(self, carrier: Carrier, /) -> None:
         """Messages can be sent now."""
@@ -43,27 +43,23 @@ class Carrier:
     """A channel in confirm mode. In the link's thread only.
 
     :param guarded: what every callback is wrapped in.
+    :param watch: of pika_internals.watch_confirms(); it stands there under its channel's number.
     """
 
     def __init__(
         self,
         connection: SelectConnection,
-        hearer: Hearer,
+        user: CarrierUser,
         guarded: Callable[[Callable[..., object]], Callable[..., Any]],
         watch: dict[int, Callable[[list[Confirm]], object]],
     ) -> None:
         self._connection = connection
-        self._hearer = hearer
+        self._user = user
         self._guarded = guarded
         self._watch = watch
         self._channel: Any = None
         self.is_ready = False
         connection.channel(on_open_callback=guarded(self._opened))
-
-    @property
-    def frame_max(self) -> int:
-        """The longest frame in bytes that both sides agreed on."""
-        return int(self._connection.params.frame_max)
 
     def _opened(self, channel: Any) -> None:
         self._channel = channel
@@ -74,7 +70,7 @@ class Carrier:
     def _selected(self, _frame: object) -> None:
         self.is_ready = True
         self._watch[self._channel.channel_number] = self._confirms
-        self._hearer.carrier_ready(self)
+        self._user.carrier_ready(self)
 
     def _confirm(self, frame: Any) -> None:
         # The public way, and what of the other one was cut in two by a read.
@@ -82,21 +78,21 @@ class Carrier:
         self._confirms([(method.delivery_tag, method.multiple, method.NAME == "Basic.Ack")])
 
     def _confirms(self, confirms: list[Confirm]) -> None:
-        self._hearer.carrier_confirms(self, confirms)
+        self._user.carrier_confirms(self, confirms)
 
     def _returned(self, _channel: object, method: Any, properties: Any, _body: bytes) -> None:
         reply = (int(method.reply_code), str(method.reply_text))
-        self._hearer.carrier_returned(
+        self._user.carrier_returned(
             self, properties.message_id or "", method.exchange, method.routing_key, reply
         )
 
     def _closed(self, channel: Any, error: Exception) -> None:
         self.is_ready = False
         self._watch.pop(channel.channel_number, None)
-        self._hearer.carrier_closed(self, error)
+        self._user.carrier_closed(self, error)
 
     def close(self) -> None:
-        """Close the channel, on which nothing is in flight. Its hearer is told, when it is gone."""
+        """Close the channel, on which nothing is in flight. Its user is told, when it is gone."""
         self.is_ready = False
         self._watch.pop(self._channel.channel_number, None)
         if self._channel.is_open:
@@ -115,7 +111,7 @@ class Carrier:
                     envelope.mandatory,
                 )
             return
-        number, frame_max = self._channel.channel_number, self.frame_max
+        number, frame_max = self._channel.channel_number, int(self._connection.params.frame_max)
         pieces: list[bytes] = []
         for message in messages:
             message.envelope.write(

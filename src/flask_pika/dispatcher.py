@@ -171,7 +171,7 @@ class Dispatcher:
     def _lift_limit(self) -> None:
         self._limited = False
 
-    # What the link says: see flask_pika.link.User
+    # What the link says: see flask_pika.link.LinkUser
 
     def link_ready(self, connection: SelectConnection) -> None:
         """There is a connection: open the main channel on it."""
@@ -242,7 +242,7 @@ class Dispatcher:
         if not blocked:
             self.look()
 
-    # What the carriers say: see flask_pika.carrier.Hearer
+    # What the carriers say: see flask_pika.carrier.CarrierUser
 
     def carrier_ready(self, carrier: Carrier) -> None:
         """The channel is in confirm mode: go on."""

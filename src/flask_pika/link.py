@@ -56,7 +56,7 @@ class LinkState(enum.Enum):
     DRAINING = "draining"
 
 
-class User(Protocol):
+class LinkUser(Protocol):
     """Who uses a link. All of it is called in the link's thread, and must not wait for anything."""
 
     def link_ready(self, connection: SelectConnection) -> None:
@@ -87,7 +87,7 @@ class Link:
         self,
         nodes: Sequence[Node],
         name: str,
-        user: User,
+        user: LinkUser,
         channels: int,
         spare: int = 0,
         backoff: Backoff | None = None,
@@ -105,7 +105,8 @@ class Link:
         self.forsaken = False
         #: Read by any thread, written by the link's.
         self.state = LinkState.STOPPED
-        #: Why there is no connection, if anything is known; read by any thread, written by the link's.
+        #: Why there is no connection, if anything is known; read by any thread, written by the link's, and by
+        #: who cannot start it.
         self.error: BrokerUnavailable | None = None
 
         # All below is the link's thread's alone, once it runs.

@@ -369,7 +369,7 @@ class Worker:
             one.drain()
         self._flush()
 
-    # What the link says: see flask_pika.link.User
+    # What the link says: see flask_pika.link.LinkUser
 
     def link_ready(self, connection: SelectConnection) -> None:
         """There is a connection: subscribe all."""
