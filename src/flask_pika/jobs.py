@@ -128,7 +128,7 @@ class Promised(Job):
 
 
 class Part(Job):
-    """A message of many."""
+    """One of the messages of a ``publish_many()``."""
 
     __slots__ = ("index", "run")
 

@@ -20,6 +20,7 @@ from .params import is_finite, nearest, type_of
 SHORT = 255
 # RabbitMQ's timers are 32-bit milliseconds; it closes the channel over more.
 _LONGEST_EXPIRATION = (2**32 - 1) / 1000
+# Properties that are short strings.
 _TEXT = (
     "content_type",
     "content_encoding",
@@ -31,6 +32,7 @@ _TEXT = (
     "app_id",
     "cluster_id",
 )
+#: All properties of a message, by their names in AMQP.
 PROPERTIES = (*_TEXT, "headers", "delivery_mode", "priority", "expiration", "timestamp")
 
 
@@ -211,7 +213,7 @@ def check_table(table: str, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidMessage(f"{table} is {type_of(value)}; expected a dict")
     for name, header in value.items():
-        check_text(f"{table}: the key {_shown(name)}"[:80], name)
+        check_text(f"{table}: the key {_shown(name)}"[:80], name)  # of a long one, the beginning will do
         try:
             pika_data.encode_table([], {name: header})
         except Exception:  # of many types, and with the value in its message

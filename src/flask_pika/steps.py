@@ -42,7 +42,7 @@ class Step(NamedTuple):
         return self.stage == "bind"
 
     def leaves_alone(self, unlike: Iterable[Exchange | Queue]) -> bool:
-        """Whether it is a binding that has one of these for an end: they are not what they should be."""
+        """Whether it is not to be done: a binding, of which one end is not what it should be."""
         return self.is_binding and any(
             one == self.thing or (isinstance(one, Exchange) and one.name == self.exchange) for one in unlike
         )
@@ -129,8 +129,8 @@ def mismatch(step: Step, error: Exception) -> TopologyMismatch:
             both = f"{_plain(values[2])} at the broker, and {_plain(values[1])} here"
         advice = (
             f"{step.what} is there with another {found[1]}: {both}. RabbitMQ changes no {kind} that exists:"
-            f" register it as it is, or delete it there{' once it is empty' * (kind == 'queue')}, or give it"
-            " another name"
+            f" register it as it is, or delete it there{' once it is empty' if kind == 'queue' else ''}, or"
+            " give it another name"
         )
     elif step.is_binding:
         advice = f"{step.what} cannot be made ({said}){_about_binding(step, code)}"
@@ -166,7 +166,7 @@ def _about_binding(step: Step, code: int) -> str:
 
 
 def _plain(value: str) -> str:
-    """``the value '5' of type 'signedint'`` is ``'5'``; and none is RabbitMQ's default."""
+    """``the value '5' of type 'signedint'`` is ``'5'``; ``none``, where none is given, stays."""
     return _VALUE.sub(r"\1", value)
 
 

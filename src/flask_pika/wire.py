@@ -23,7 +23,7 @@ _LONG_LONG = struct.Struct(">Q").pack
 
 #: How long the ids are that this module makes.
 ID_LENGTH = 32
-# Stand where an id and a time will, in an encoding that is taken apart at them.
+# They stand where an id and a time will be, in an encoding that is taken apart at them.
 _ID = "\x01flask-pika: a message id, 32 long"[:ID_LENGTH]
 _TIME = 0x7EED_F1A5_C0DE_0001
 _STAMP = bytes([ID_LENGTH]) + _ID.encode() + _LONG_LONG(_TIME)
@@ -52,8 +52,8 @@ class Envelope:
         self.mandatory = mandatory
         self.properties = properties
         self.stamped = properties.message_id is None and properties.timestamp is None
-        self._cuts: dict[int, _Cut | None] = {}
-        #: Bytes that it adds to a body's, about.
+        self._cuts: dict[int, _Cut | None] = {}  # by channel number; None where it cannot be cut
+        #: Bytes that it adds to a body's, about: 60 for id, time, and what else is in the frames.
         self.size = len(frame.Header(1, 0, properties).marshal()) + len(exchange) + len(routing_key) + 60
 
     def complete(self, message_id: str, timestamp: int) -> BasicProperties:
@@ -79,7 +79,7 @@ class Envelope:
     def write(
         self, pieces: list[bytes], channel: int, frame_max: int, message_id: str, timestamp: int, body: bytes
     ) -> None:
-        """Append a message's frames to ``pieces``."""
+        """Append a message's frames to ``pieces``: out of what is encoded already, where that can be cut."""
         size = len(body)
         try:
             cut = self._cuts[channel]
