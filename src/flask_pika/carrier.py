@@ -42,6 +42,8 @@ class CarrierUser(Protocol):
 class Carrier:
     """A channel in confirm mode. In the link's thread only.
 
+    It knows nothing of what is in flight on it: for that, its user has a :class:`flask_pika.confirms.Lane`.
+
     :param guarded: what every callback is wrapped in.
     :param watch: of pika_internals.watch_confirms(); it stands there under its channel's number.
     """

@@ -79,6 +79,7 @@ class Publish:
         self.abandoned = False
         #: Whether it ever came into the ledger.
         self.known = False
+        #: The lane that it is in flight on.
         self.lane: object = None
         #: Whether a nack, which was not believed, is the last word on it.
         self.nacked = False
@@ -96,6 +97,8 @@ _numbers = itertools.count(1)
 
 class Lane(Generic[P]):
     """The publishes in flight on one channel, by delivery tag; and when that is gone, on the one after it.
+
+    The channel itself, which sends them, is a :class:`flask_pika.carrier.Carrier`.
 
     :param opened: when its channel was opened, on the clock of the nacks. The one after it is younger than
         that says.

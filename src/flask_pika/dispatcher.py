@@ -94,6 +94,7 @@ class Dispatcher:
         return main is not None and main.is_ready, suspects is not None and suspects.is_ready
 
     def _carry(self, jobs: list[Job], suspects: list[Job]) -> None:
+        """Send these; and see to what the others will need: the suspects' channel, a look at what is due."""
         if jobs and self._main is not None:
             self._main.send(jobs)
         if suspects and self._suspects is not None:

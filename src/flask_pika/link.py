@@ -162,6 +162,7 @@ class Link:
         self._soon(self.guarded(callback))
 
     def _soon(self, callback: Callable[[], None]) -> None:
+        """As call(), of what is guarded already."""
         try:
             self._loop.add_callback_threadsafe(callback)
         except Exception:
@@ -294,6 +295,7 @@ class Link:
         )
         # Callers have deadlines of their own; a broker that is blocked for an hour needs no reconnects.
         parameters.blocked_connection_timeout = None
+        # A lower setting is for the pool, whose connections have one channel each.
         parameters.channel_max = max(self._channels + self._spare, parameters.channel_max)
         try:
             # Pika would find out in a callback of its own that there is no descriptor left, and never tell.

@@ -1,4 +1,10 @@
-"""The publisher: what ``publish()``, ``submit()`` and ``publish_many()`` do in the callers' threads."""
+"""The publisher: what ``publish()``, ``submit()`` and ``publish_many()`` do in the callers' threads.
+
+From here, a message goes as a job (``jobs.py``) to the outbox (``outbox.py``: is there room?) and its ledger
+(``confirms.py``: what is not confirmed); then, in the link's thread, to the dispatcher (``dispatcher.py``:
+what may go now) and onto the wire (``carrier.py``). The broker's confirm comes back the same way, and ends as
+the job's verdict. ``docs/design.md`` has all that function by function.
+"""
 
 from __future__ import annotations
 
