@@ -834,6 +834,23 @@ def test_an_interrupt_between_the_word_and_the_telling_costs_one_publish_at_the_
     wait_for(lambda: fpika.stats().publisher.pending == 0, "nothing is left behind")
 
 
+def test_an_interrupt_between_the_word_and_the_telling_holds_up_no_many(
+    everyday: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fpika = publishing(everyday.params)
+    fpika.publish(b"", mandatory=False)
+    outbox: Any = fpika._state().publisher()._outbox
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outbox, "_wake", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fpika.publish(b"", mandatory=False)
+    assert fpika.publish_many([Message(b"", mandatory=False)], timeout=10).confirmed == 1
+
+
 def test_an_interrupt_while_the_link_is_told_costs_one_publish_at_the_most(everyday: Node) -> None:
     fpika = publishing(everyday.params)
     outbox: Any = fpika._state().publisher()._outbox

@@ -200,9 +200,11 @@ class Publisher:
             if len(run.on_their_way) <= run.enough:  # settled before anybody knew that this waits
                 break
             try:
-                run.news.get(timeout=self._patience(deadline))
+                run.news.get(timeout=min(_SOON, self._patience(deadline)))
             except queue.Empty:
-                break
+                if self._clock() >= deadline:
+                    break
+                self._outbox.nudge()
         run.waits = False
         return len(run.on_their_way) <= at_most
 
