@@ -426,7 +426,7 @@ class Ledger(Generic[P]):
         again = [one for one in lost if one.reply is None and not one.abandoned and one.retry]
         self.retried += len(again)
         for publish in again:
-            publish.nacked = False  # of its last way, nothing is known
+            publish.nacked = False  # of the last time that it was sent, nothing is known
         for publish in unknown:
             publish.reply = why
         settled = self._settled(returned, Outcome.RETURNED) + self._settled(unknown, Outcome.UNKNOWN)
@@ -441,10 +441,10 @@ class Ledger(Generic[P]):
         return publishes
 
     def _check_counts(self) -> None:
-        """Nothing anywhere counts for nothing: what an interrupt has left in the counts goes.
+        """Where no publish is left, set the counts to 0: an interrupt may have left something in them.
 
-        A signal handler's exception, that is, between two instructions of a caller who adds or gives up. To
-        be called when no publish is on its way from one place to another.
+        That is a signal handler's exception, between two instructions of a caller who adds or gives up. To be
+        called when no publish is on its way from one place to another.
         """
         if self._waiting or self._suspected or self.main._by_tag or self.suspects._by_tag or self.retiring:
             return

@@ -245,6 +245,7 @@ class Link:
         return careful
 
     def _of_this_attempt(self, callback: Callable[..., object]) -> Callable[..., None]:
+        """As guarded(), and ignored when this attempt, or the connection that it led to, is over."""
         attempt = self._attempt
 
         def current(*args: Any) -> None:
