@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import functools
 import io
 import json
@@ -157,6 +158,18 @@ def test_anything_that_takes_one_delivery_is_a_handler(fpika: Pika, handler: Cal
     fpika.consumer("orders")(handler)
     assert fpika.worker().consumers[0].handler is handler
     assert fpika.stats().consumers[0].handler
+
+
+class Names(str, enum.Enum):
+    ORDERS = "orders"
+    MAIL = "orders.email"
+
+
+def test_a_queue_may_be_named_by_an_enum(fpika: Pika) -> None:
+    fpika.consumer(Names.ORDERS)(nothing)
+    fpika.consumer(fpika.queue(Names.MAIL))(other)
+    names = [str(consumer.queue) for consumer in fpika.worker().consumers]
+    assert names == ["orders", "orders.email"]
 
 
 def test_what_is_not_said_has_defaults(fpika: Pika) -> None:

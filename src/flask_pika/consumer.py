@@ -12,7 +12,7 @@ from flask import Blueprint, Flask
 
 from .delivery import Action, Delivery
 from .errors import InvalidMessage, Reject, Requeue, SetupError
-from .message import SHORT, check_table
+from .message import SHORT, check_table, check_text
 from .params import is_finite, nearest, type_of
 from .retry import Decision, Retry, check_names, decide
 from .topology import Queue
@@ -180,15 +180,15 @@ def check_queue(queue: object) -> str:
 
     :raises SetupError: it is none.
     """
-    if isinstance(queue, Queue):
-        return queue.name
-    good = isinstance(queue, str) and 0 < len(queue.encode(errors="surrogatepass")) <= SHORT
-    if not good or any("\ud800" <= letter <= "\udfff" for letter in str(queue)):
-        raise SetupError(
-            f"a consumer's queue is {queue!r}; expected the name of a queue, of up to {SHORT} bytes;"
-            ' @consumer needs one: @fpika.consumer("orders")'
-        )
-    return str(queue)
+    name = queue.name if isinstance(queue, Queue) else queue
+    with contextlib.suppress(InvalidMessage):
+        if text := check_text("queue", name):
+            # A plain str: an enum's member, which is one as well, has another text of its own.
+            return str.__str__(text)
+    raise SetupError(
+        f"a consumer's queue is {queue!r}; expected the name of a queue, of up to {SHORT} bytes;"
+        ' @consumer needs one: @fpika.consumer("orders")'
+    )
 
 
 def _whole(value: object, most: int) -> TypeGuard[int]:
