@@ -21,13 +21,16 @@ Ack = Literal["auto", "manual", "none"]
 OnError = Literal["reject", "requeue-once"]
 #: Deliveries that may be unsettled, when nothing is said.
 PREFETCH = 16
-_STREAM = "a stream gives what is tried again to all its consumers, as one more message; leave retry out"
+_NO_RETRY = "a stream gives what is tried again to all its consumers, as one more message; leave retry out"
 #: AMQP 0-9-1, Basic.Qos: the prefetch count is a short. 0 would be any number.
 _MOST = 2**16 - 1
 
 
 def _code_of(handler: object, depth: int = 3) -> object:
-    """A function's code, and that of the functions that it is made of, by decorators."""
+    """A function's code, and that of the functions that it is made of, by decorators.
+
+    :param depth: how far to follow them: functions may hold each other in a circle.
+    """
     code = getattr(handler, "__code__", None)
     if code is None:
         return handler
@@ -71,26 +74,28 @@ class Consumer:
 
     @property
     def code(self) -> object:
-        """Of a function that is defined again and again, by a factory, the same each time."""
+        """What the handler is made of: the same each time that an app factory defines it anew."""
         return _code_of(self.handler)
 
     @property
     def is_stream(self) -> bool:
         """Whether its queue is a stream, as far as can be known: nothing can be rejected there."""
-        return self.stream or any(name.startswith("x-stream-") for name in self.arguments)
+        return self.stream or _read_as_stream(self.arguments)
 
     def is_of(self, app: Flask) -> bool:
         """Whether this app consumes it: one of a blueprint, where that is registered."""
         return self.blueprint is None or self.blueprint in app.blueprints.values()
 
     def decide(self, delivery: Delivery, error: BaseException | None, has_dead_letters: bool) -> Decision:
-        """What becomes of a delivery whose handler has returned, or raised. Once for each.
+        """What becomes of a delivery whose handler has returned, or raised. Once for each: a manual one that
+        is settled here can't be settled by its handler any more.
 
         :param has_dead_letters: whether there is a ``<queue>.dead`` for it.
         """
         return decide(self.retry, has_dead_letters, self._action(delivery, error), delivery, error)
 
     def _action(self, delivery: Delivery, error: BaseException | None) -> Action | None:
+        """The same, if there were neither ``retry`` nor dead letters. None: it is settled, or will be."""
         if self.ack == "none":
             return None
         if self.ack == "manual" and (error is None or not delivery.take()):
@@ -143,6 +148,7 @@ def make_consumer(
         ("on_error", on_error, ("reject", "requeue-once")),
         ("exclusive", exclusive, (True, False)),
     ):
+        # With the type: 1 is equal to True.
         if value not in good or isinstance(value, bool) is not isinstance(good[0], bool):
             expected = " or ".join(map(repr, good))
             raise SetupError(f"{where}: {name} is {value!r}; expected {expected}")
@@ -157,8 +163,8 @@ def make_consumer(
             raise SetupError(f"{where}: retry is {type_of(retry)}; expected flask_pika.Retry(...)")
         if ack == "none":
             raise SetupError(f"{where}: with ack='none' it is acked before it fails; leave retry out")
-        if any(name.startswith("x-stream-") for name in arguments):
-            raise SetupError(f"{where}: {_STREAM}")
+        if _read_as_stream(arguments):
+            raise SetupError(f"{where}: {_NO_RETRY}")
         check_names(queue, retry)
     return Consumer(
         queue,
@@ -193,6 +199,11 @@ def check_queue(queue: object) -> str:
 
 def _whole(value: object, most: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _read_as_stream(arguments: Mapping[str, Any]) -> bool:
+    """Whether these are arguments of ``basic.consume`` that only streams have."""
+    return any(name.startswith("x-stream-") for name in arguments)
 
 
 def _check_parameters(where: str, handler: Callable[..., Any], batch: object) -> None:
@@ -257,7 +268,7 @@ def check_type(consumer: Consumer, queue: Queue | None) -> None:
     :raises SetupError: it is not.
     """
     if consumer.retry is not None and queue is not None and queue.type == "stream":
-        raise SetupError(f"the consumer of queue {consumer.queue!r}: {_STREAM}")
+        raise SetupError(f"the consumer of queue {consumer.queue!r}: {_NO_RETRY}")
     if consumer.retry is not None and queue is not None and "x-dead-letter-exchange" not in queue.arguments:
         raise SetupError(
             f"the consumer of queue {consumer.queue!r} has retry=, and the queue has no dead letters, so what"

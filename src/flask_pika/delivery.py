@@ -27,7 +27,7 @@ class Action(enum.Enum):
 
 #: What the names of headers about a failure begin with: see :mod:`flask_pika.failures`.
 FAILURE = "x-failure-"
-_RETURNED = FAILURE.encode()
+_HAS_FAILED = FAILURE.encode()  # is in the properties of a message that failed before
 
 #: Takes what becomes of a delivery: its tag, and the action.
 Settle = Callable[[int, Action], object]
@@ -111,7 +111,7 @@ class Delivery:
     def failure(self) -> dict[str, Any]:
         """What is written onto it about its last failure: see :mod:`flask_pika.failures`."""
         content = self._content
-        if isinstance(content, bytes) and _RETURNED not in content:  # as nearly all
+        if isinstance(content, bytes) and _HAS_FAILED not in content:  # as nearly all
             return {}
         try:
             found = self.encoded().values(FAILURE)

@@ -172,9 +172,9 @@ def tell(app: Flask, deliveries: Sequence[Delivery], error: BaseException | None
     signal = signals.handled if error is None else signals.handling_failed
     if not signal.receivers:
         return
-    about = {"seconds": seconds} if error is None else {"seconds": seconds, "error": error}
+    details = {"seconds": seconds} if error is None else {"seconds": seconds, "error": error}
     for delivery in deliveries:
-        signals.send(signal, lambda: app, delivery=delivery, **about)
+        signals.send(signal, lambda: app, delivery=delivery, **details)
 
 
 class DeliveryFilter(logging.Filter):

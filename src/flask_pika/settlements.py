@@ -27,7 +27,7 @@ class Settlements:
 
     def __init__(self) -> None:
         self._outstanding: set[int] = set()
-        # The same in the order of their arrival, and some that are settled.
+        # The same in the order of their arrival; and, until they are at its head, some that are settled.
         self._line: collections.deque[int] = collections.deque()
 
     def __len__(self) -> int:
@@ -43,7 +43,10 @@ class Settlements:
         return tag in self._outstanding
 
     def settle(self, acked: Iterable[int], otherwise: Iterable[int]) -> Acks:
-        """Note tags as settled, and say which acks to send, after what settles the others."""
+        """Note tags as settled, and say which acks to send.
+
+        One with ``multiple`` may cover tags of ``otherwise``: then it is to be sent after what settles those.
+        """
         outstanding, line = self._outstanding, self._line
         outstanding.difference_update(otherwise)
         acked = outstanding.intersection(acked)

@@ -47,7 +47,8 @@ class Owner(Protocol):
 
 
 class Subscription:
-    """See the module. In the link's thread only, but for :meth:`settle` and ``is_open``.
+    """One consumer on one channel. In the link's thread only, but for :meth:`settle`, :meth:`settle_all` and
+    ``is_open``.
 
     :param tag: what the broker knows the consumer by; operators see it.
     :param guarded: what every callback is wrapped in.
@@ -195,17 +196,16 @@ class Subscription:
                 acked.append(tag)
             elif self._settlements.knows(tag):
                 otherwise[tag] = action
+        if not self._can_be_written_to:
+            return
+        for action in otherwise.values():
+            self._owner.settled(action)
         unsent: list[int] = []
         if self.consumer.is_stream:
             # It keeps everything in its place, so there is nothing to reject or give back: RabbitMQ closes
             # the connection over that (540). An ack lets it send more.
             unsent = [tag for tag, action in otherwise.items() if action is Action.GIVE_BACK]
             acked += [tag for tag, action in otherwise.items() if action is not Action.GIVE_BACK]
-        if not self._can_be_written_to:
-            return
-        for action in otherwise.values():
-            self._owner.settled(action)
-        if self.consumer.is_stream:
             otherwise = {}
         up_to, singles = self._settlements.settle(acked, (*otherwise, *unsent))
         others = [_method(tag, action) for tag, action in otherwise.items()]
