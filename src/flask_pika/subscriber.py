@@ -46,7 +46,7 @@ class ConsumerStats:
 
 
 #: Has a queue that is gone declared again on a connection, and then calls a function.
-Prepare = Callable[[SelectConnection, str, Callable[[], object]], object]
+DeclareAgain = Callable[[SelectConnection, str, Callable[[], object]], object]
 
 
 class Failed(NamedTuple):
@@ -72,7 +72,7 @@ class Subscriber:
         link: Link,
         backlog: Backlog[Unit],
         arm: Callable[[], None],
-        prepare: Prepare = lambda _connection, _queue, done: done(),
+        declare_again: DeclareAgain,
     ) -> None:
         self.consumer = consumer
         #: The handler as the app calls it.
@@ -81,17 +81,16 @@ class Subscriber:
         self._link = link
         self._backlog = backlog
         self.arm = arm
-        self._backoff = Backoff(0.1, 5.0)
-        self._prepare = prepare
+        self._declare_again = declare_again
+        self._backoff = Backoff(0.1, 5.0)  # for subscribing, and for copies
         self._is_missing = False  # the queue
         self._connection: SelectConnection | None = None
         self._watch: dict[int, Callable[[list[Arrival]], object]] = {}
         self._subscription: Subscription | None = None
-        self._failures = 0
+        self._failures = 0  # to subscribe, in a row
         self._draining = False
         self._gathered: list[Delivery] = []  # a batch that is not full
         self._held: list[tuple[Subscription, Delivery, Failed]] = []  # to be copied, in a moment
-        self._pace = Backoff(0.1, 5.0)
         self._copies_failed = 0  # in a row; set to 0 by any thread
         self._batches = 0  # counts them, so that a timer knows whose time is over
         #: Read by any thread.
@@ -170,7 +169,7 @@ class Subscriber:
                 return
             missing, self._is_missing = self._is_missing, False
             if missing:
-                self._prepare(connection, self.consumer.queue, subscribe)
+                self._declare_again(connection, self.consumer.queue, subscribe)
             else:
                 self._subscribe()
 
@@ -305,7 +304,7 @@ class Subscriber:
         if self._draining:
             self._let_go(held)
         else:
-            self._link.call_later(self._pace.delay(self._copies_failed), lambda: self._let_go(held))
+            self._link.call_later(self._backoff.delay(self._copies_failed), lambda: self._let_go(held))
 
     def _let_go(self, held: tuple[Subscription, Delivery, Failed]) -> None:
         if held not in self._held:

@@ -97,7 +97,7 @@ class Worker:
                 self._link,
                 self._backlog,
                 self.arm,
-                prepare=self._prepare,
+                self._declare_again,
             )
             for consumer in consumers
         ]
@@ -385,7 +385,7 @@ class Worker:
         self._preparation.forget()
         self._preparation.begin(connection, self._link.guarded, prepared)
 
-    def _prepare(self, connection: SelectConnection, queue: str, done: Callable[[], object]) -> None:
+    def _declare_again(self, connection: SelectConnection, queue: str, done: Callable[[], object]) -> None:
         """A queue is gone: declare it again, with all that belongs to it, if it is registered."""
         if self._preparation.has_queue(queue):
             self._preparation.begin(connection, self._link.guarded, done)
