@@ -42,8 +42,10 @@ _TICK = 1.0
 _DEAD = 30.0
 #: Seconds for an ack to be written; the link's thread is never busy for that long.
 _WRITTEN = 10.0
-#: Frames that settle something, within a second or two, that are many; and how long the broker has for them.
-_MUCH, _PUT_OFF = 25, 0.5
+#: Frames that settle something, within a second or two, of which a quorum queue may put off the last ones.
+_MUCH = 25
+#: Seconds for that, before the goodbye.
+_PUT_OFF = 0.5
 #: Seconds for the goodbye to the broker, at the least.
 _GOODBYE = 2.0
 
@@ -70,7 +72,6 @@ class Worker:
         has_dead_letters: Callable[[Consumer], bool],
         threads: int = THREADS,
         drain_timeout: float = DRAIN_TIMEOUT,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not consumers:
             raise SetupError("there is nothing to consume; register a consumer with @fpika.consumer")
@@ -85,7 +86,6 @@ class Worker:
         self.nodes = nodes
         self.threads = threads
         self.drain_timeout = drain_timeout
-        self._clock = clock
         self._pid = os.getpid()
         self._backlog: Backlog[Unit] = Backlog()
         self._link = Link(nodes, name, self, channels=len(consumers) + 1)
@@ -104,9 +104,9 @@ class Worker:
         self._handlers: list[threading.Thread] = []
         self._begun = 0  # how many of them were started
         self._armed_until = 0.0
-        self._ticked = clock()
-        # Frames that had settled something at the last two ticks.
-        self._settled_before = self._settled = 0
+        self._ticked = time.monotonic()
+        # What _frames_written was at the last tick, and at the one before.
+        self._frames_at_tick = self._frames_a_tick_before = 0
         self._draining = False
         self._drained = threading.Event()
         self._left = 0  # deliveries that are not settled, at the last look
@@ -170,7 +170,7 @@ class Worker:
             raise RuntimeError(
                 "stop() was called by a handler or a signal's receiver: it would wait for itself"
             )
-        deadline = self._clock() + (self.drain_timeout if within is None else within)
+        deadline = time.monotonic() + (self.drain_timeout if within is None else within)
         with self._stopping:
             if self._stopped is None:
                 done = self._stop(deadline)
@@ -183,16 +183,17 @@ class Worker:
         if not self._link.started:
             return True
         self.drain()
-        drained = self._drained.wait(max(0.0, min(deadline - self._clock(), threading.TIMEOUT_MAX)))
+        drained = self._drained.wait(max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX)))
         if self._stopped is not None:
             return self._stopped
         # What was settled goes first: the goodbye follows it on the wire.
         self._link.call(self._flush)
-        if self._is_busy:
-            # A quorum queue of RabbitMQ 3.10 puts off what comes on the heels of 32 others, for some
-            # milliseconds, and forgets it when the channel ends meanwhile: what was acked would come again.
+        if self._has_settled_much:
+            # A quorum queue of RabbitMQ 3.10 puts off what comes on the heels of 32 others (its
+            # quorum_commands_soft_limit), for some milliseconds, and forgets it when the channel ends
+            # meanwhile: what was acked would come again.
             time.sleep(_PUT_OFF)
-        answered = self._link.stop(max(_GOODBYE, deadline - self._clock()))
+        answered = self._link.stop(max(_GOODBYE, deadline - time.monotonic()))
         self._backlog.end(self._handlers)
         if not drained:
             logger.warning(
@@ -216,9 +217,14 @@ class Worker:
         self.stop()
 
     @property
-    def _is_busy(self) -> bool:
+    def _frames_written(self) -> int:
+        """How many frames have settled something."""
+        return sum(one.written for one in self._subscribers)
+
+    @property
+    def _has_settled_much(self) -> bool:
         """Whether the broker has had much to settle within the last second or two."""
-        return sum(one.written for one in self._subscribers) - self._settled_before > _MUCH
+        return self._frames_written - self._frames_a_tick_before > _MUCH
 
     @property
     def running(self) -> int:
@@ -229,7 +235,7 @@ class Worker:
     def is_live(self) -> bool:
         """Whether its threads do their work, or could."""
         begun = self._handlers[: self._begun]
-        return self._clock() - self._ticked < _DEAD and all(thread.is_alive() for thread in begun)
+        return time.monotonic() - self._ticked < _DEAD and all(thread.is_alive() for thread in begun)
 
     @property
     def is_ready(self) -> bool:
@@ -244,7 +250,7 @@ class Worker:
         """There is something to settle: tell the link's thread, unless it is about to look."""
         # No lock: set before the telling, and cleared by that thread before it looks, so what is settled when
         # this is set will be seen. Not a bool: who sets it may be interrupted before the telling.
-        now = self._clock()
+        now = time.monotonic()
         if now >= self._armed_until:
             self._armed_until = now + _ARMED
             self._link.call(self._flush)
@@ -347,8 +353,8 @@ class Worker:
     # The link's thread
 
     def _tick(self) -> None:
-        self._ticked = self._clock()
-        self._settled_before, self._settled = self._settled, sum(one.written for one in self._subscribers)
+        self._ticked = time.monotonic()
+        self._frames_a_tick_before, self._frames_at_tick = self._frames_at_tick, self._frames_written
         self._link.call_later(_TICK, self._tick)
         self._flush()
 
