@@ -419,7 +419,7 @@ from flask_pika import processes
 from flask_pika.backoff import Backoff
 from flask_pika.processes import ENDING, Supervisor
 
-processes._SETTLED = 0.0
+processes._LIVED = 0.0
 place = Path(os.environ["PLACE"])
 
 def is_first(name):

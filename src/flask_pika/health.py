@@ -79,7 +79,7 @@ class HealthServer(socketserver.ThreadingTCPServer):
 
 
 class _Answer(BaseHTTPRequestHandler):
-    # For all that a client says: it may send a byte each second.
+    # One deadline for all that a client says, as it may send a byte each second.
     def setup(self) -> None:
         super().setup()
         self._deadline = threading.Timer(_PATIENCE, self._hang_up)

@@ -23,8 +23,8 @@ logger = logging.getLogger("flask_pika.worker")
 
 #: Exits that another process would only repeat.
 _FINAL = (ExitCode.CONFIGURATION, ExitCode.NOTHING_TO_CONSUME, ExitCode.REFUSED)
-#: Seconds that a process has lived after which its end is the first failure again.
-_SETTLED = 10.0
+#: Seconds after which a process has lived: its end is the first failure again.
+_LIVED = 10.0
 #: Seconds for a child to tell its health.
 _ANSWER = 1.0
 #: Seconds beyond the drain timeout after which a child that is to leave is killed.
@@ -170,21 +170,21 @@ class Supervisor:
             if code != ExitCode.DRAINED and self._code == ExitCode.DRAINED:
                 self._code = code if code > 0 else ExitCode.DRAIN_TIMEOUT
             return
-        if code in _FINAL and not self._any_has_settled():
+        if code in _FINAL and not self._any_has_lived():
             self._code = code
             self._drain()
             return
-        seat.failures = 1 if time.monotonic() - child.began > _SETTLED else seat.failures + 1
+        seat.failures = 1 if time.monotonic() - child.began > _LIVED else seat.failures + 1
         delay = self.backoff.delay(seat.failures)
         seat.restart_at = time.monotonic() + delay
         logger.warning(
             "worker process %d ended: %s; another one starts in %.1f s", child.pid, _how(code), delay
         )
 
-    def _any_has_settled(self) -> bool:
+    def _any_has_lived(self) -> bool:
         """Whether there are children that work, so that what one has met is no fault of the configuration."""
         now = time.monotonic()
-        return any(seat.child is not None and now - seat.child.began > _SETTLED for seat in self._seats)
+        return any(seat.child is not None and now - seat.child.began > _LIVED for seat in self._seats)
 
     def _drain(self) -> None:
         """Tell all to leave. Called by a signal handler, too."""

@@ -42,7 +42,8 @@ class Runner:
     def __init__(self, workers: Sequence[Worker], drain_timeout: float) -> None:
         self._workers = workers
         self._drain_timeout = drain_timeout
-        # Its put() may be called by a signal handler, whatever this process is in the middle of.
+        # Why it is to end; nothing, when a broker refused a worker. Its put() may be called by a signal
+        # handler, whatever this process is in the middle of.
         self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._interrupts = 0
 
@@ -83,7 +84,7 @@ class Runner:
         return self._drain()
 
     def _wait(self) -> str:
-        """What :meth:`end` was told."""
+        """Why it ends: what :meth:`end` was told; nothing, when a broker refused a worker."""
         while True:
             # A signal that comes while the process is stopped may be given to another thread, which wakes
             # nobody: Python calls its handler in this one, when that does something.

@@ -54,10 +54,7 @@ def run(info: ScriptInfo, queues: Sequence[str], options: Options, reload: bool)
     """Do what the command does, and exit."""
     if reload:
         _reloading(info, queues, options)
-    app = _load(info)
-    plans = _plans(app, queues, options.processes)
-    health = _health_server(options)
-    _banner(app, plans, options, health)
+    app, plans, health = _begin(info, queues, options)
     if options.processes == 1:
         code: int = _run_one(app, plans, options, health)
     else:
@@ -78,12 +75,23 @@ def run(info: ScriptInfo, queues: Sequence[str], options: Options, reload: bool)
     raise SystemExit(code)
 
 
+def _begin(
+    info: ScriptInfo, queues: Sequence[str], options: Options
+) -> tuple[Flask, list[Plan], HealthServer | None]:
+    """Load the app, find out what to run, listen for health requests, and say so."""
+    app = _load(info)
+    plans = _plans(app, queues, options.processes)
+    health = _health_server(options)
+    _banner(app, plans, options, health)
+    return app, plans, health
+
+
 def _load(info: ScriptInfo) -> Flask:
     try:
         app = info.load_app()
     except (ConfigError, SetupError) as exc:
         raise _Ends(ExitCode.CONFIGURATION, str(exc)) from exc
-    _log()  # now: the app may have said how
+    _set_up_logging()  # now: the app may have said how
     return app
 
 
@@ -170,10 +178,7 @@ def _reloading(info: ScriptInfo, queues: Sequence[str], options: Options) -> NoR
 
     def serve() -> None:  # in a thread: werkzeug's reloader has the main one
         try:
-            app = _load(info)
-            plans = _plans(app, queues, options.processes)
-            health = _health_server(options)
-            _banner(app, plans, options, health)
+            app, plans, health = _begin(info, queues, options)
             workers = _workers(app, plans, options)
             if health is not None:
                 health.health = health_of(workers)
@@ -190,7 +195,7 @@ def _reloading(info: ScriptInfo, queues: Sequence[str], options: Options) -> NoR
     raise SystemExit(ExitCode.DRAINED)
 
 
-def _log() -> None:
+def _set_up_logging() -> None:
     """Where nobody has said how to log, say on stderr what happens; without pika's own account of it."""
     if logging.getLogger().handlers:
         return
