@@ -235,7 +235,7 @@ class Registry:
         key = (consumer.queue, None if consumer.blueprint is None else id(consumer.blueprint))
         known = self._consumers.get(key)
         if known is not None and known.code != consumer.code:
-            raise _two(known, consumer)
+            raise _two_consumers(known, consumer)
         self._consumers[key] = consumer
 
     def of(self, app: Flask) -> Sequence[Consumer]:
@@ -247,7 +247,7 @@ class Registry:
         for consumer in self._consumers.values():
             if consumer.is_of(app):
                 if consumer.queue in found:
-                    raise _two(found[consumer.queue], consumer)
+                    raise _two_consumers(found[consumer.queue], consumer)
                 found[consumer.queue] = consumer
         return list(found.values())
 
@@ -262,14 +262,16 @@ class Registry:
         raise SetupError(f"{handler!r} is no handler of this Pika object; register it with @fpika.consumer")
 
 
-def check_type(consumer: Consumer, queue: Queue | None) -> None:
-    """Whether a queue, as it is registered, is one for this consumer.
+def check_retry(consumer: Consumer, queue: Queue | None) -> None:
+    """Whether a queue, as it is registered, is one whose deliveries can be tried again, if they are to be.
 
     :raises SetupError: it is not.
     """
-    if consumer.retry is not None and queue is not None and queue.type == "stream":
+    if consumer.retry is None or queue is None:
+        return
+    if queue.type == "stream":
         raise SetupError(f"the consumer of queue {consumer.queue!r}: {_NO_RETRY}")
-    if consumer.retry is not None and queue is not None and "x-dead-letter-exchange" not in queue.arguments:
+    if "x-dead-letter-exchange" not in queue.arguments:
         raise SetupError(
             f"the consumer of queue {consumer.queue!r} has retry=, and the queue has no dead letters, so what"
             " kills its worker again and again would be lost; register it with dead_letter=True"
@@ -288,7 +290,7 @@ def choose(consumers: Sequence[Consumer], queues: Sequence[str]) -> list[Consume
     return [known[queue] for queue in dict.fromkeys(queues)] if queues else list(consumers)
 
 
-def _two(first: Consumer, second: Consumer) -> SetupError:
+def _two_consumers(first: Consumer, second: Consumer) -> SetupError:
     return SetupError(
         f"queue {first.queue!r} has two consumers, {first.place} and {second.place}, each of which would get"
         " a part of the messages; use one, or a queue for each"

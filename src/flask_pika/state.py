@@ -17,7 +17,7 @@ from flask import Flask, g, has_app_context, has_request_context, request
 
 from .config import Settings
 from .connecting import Connected, connect, connection_name
-from .consumer import Consumer, Registry, check_type
+from .consumer import Consumer, Registry, check_retry
 from .declaring import Preparation
 from .errors import PoolClosed, TopologyError
 from .gate import Gate
@@ -199,7 +199,7 @@ class State:
         if not self._takes_workers:
             raise PoolClosed(f"close() was called for {self._app_name!r}; its workers do not start any more")
         for consumer in consumers:
-            check_type(consumer, self.topology.queue(consumer.queue))
+            check_retry(consumer, self.topology.queue(consumer.queue))
         streams = {queue.name for queue in self.topology.queues if queue.type == "stream"}
         consumers = [dataclasses.replace(one, stream=one.queue in streams) for one in consumers]
         name = f"{connection_name(self._app_name)}: worker"
