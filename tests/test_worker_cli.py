@@ -47,6 +47,12 @@ def audit(delivery):
     delivery.ack()
 """
 
+#: Goes on from APP: the other broker has a queue of the same name.
+TWO_BROKERS = """
+other = Pika(app, config_prefix="OTHER")
+other.consumer("orders")(audit)
+"""
+
 
 class Command:
     """A ``flask pika worker`` that runs, and what it says."""
@@ -473,6 +479,12 @@ def test_what_would_fail_in_every_process_ends_them_all(place: Path, broker: Bro
             ["--processes=2"],
             2,
             "'orders' has an exclusive consumer, of which there can be one: --processes can't be more than 1",
+        ),
+        (
+            APP.replace("prefetch=4", "exclusive=True") + TWO_BROKERS,
+            ["orders", "--processes=2"],
+            2,
+            "'orders' has an exclusive consumer",
         ),
         (APP, ["--health-port=1", "--health-host=192.0.2.1"], 2, "cannot listen on 192.0.2.1:1"),
     ],

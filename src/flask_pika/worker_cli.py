@@ -111,21 +111,22 @@ def _plans(app: Flask, queues: Sequence[str], processes: int) -> list[Plan]:
             " imports",
         )
     try:
-        chosen = choose(known, queues)
+        choose(known, queues)
     except SetupError as exc:
         raise _Ends(ExitCode.NOTHING_TO_CONSUME, str(exc)) from exc
-    if processes > 1:
-        for consumer in chosen:
-            if consumer.exclusive:
+    # Not what that has chosen: of brokers that have a queue of the same name, each is meant.
+    plans = [
+        Plan(state, [one for one in consumers if not queues or one.queue in queues])
+        for state, consumers in registered.items()
+    ]
+    for plan in plans:
+        for consumer in plan.consumers:
+            if processes > 1 and consumer.exclusive:
                 raise _Ends(
                     ExitCode.CONFIGURATION,
                     f"queue {consumer.queue!r} has an exclusive consumer, of which there can be one:"
                     " --processes can't be more than 1",
                 )
-    plans = [
-        Plan(state, [one for one in consumers if not queues or one.queue in queues])
-        for state, consumers in registered.items()
-    ]
     return [plan for plan in plans if plan.consumers]
 
 
