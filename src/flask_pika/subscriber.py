@@ -61,8 +61,7 @@ Unit = tuple["Subscriber", Subscription, list[Delivery], Failed | None]
 
 
 class Subscriber:
-    """One consumer in a worker. In the link's thread only, but for :meth:`hold`, :meth:`note` and
-    :meth:`stats`."""
+    """One consumer in a worker. In the link's thread only, but for what is said to be for any thread."""
 
     def __init__(
         self,
@@ -271,13 +270,13 @@ class Subscriber:
 
     @property
     def outstanding(self) -> int:
-        """How many deliveries the broker waits for."""
-        subscription = self._subscription  # once: any thread may ask
+        """How many deliveries the broker waits for. Any thread may ask."""
+        subscription = self._subscription  # once: the link's thread may change it meanwhile
         return 0 if subscription is None else subscription.outstanding
 
     @property
     def written(self) -> int:
-        """How many frames have settled something on this connection."""
+        """How many frames have settled something on this connection. Any thread may ask."""
         subscription = self._subscription
         return 0 if subscription is None else subscription.written
 
