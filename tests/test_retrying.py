@@ -563,7 +563,7 @@ def test_the_end_does_not_wait_for_what_is_held(desk: RetryDesk) -> None:
         subscriber._copies_failed = 10  # it holds for some seconds now
         failing.wait_for(1)
         wait_for(lambda: subscriber._held, "it is held")
-        assert worker.running == 0, "by no thread"
+        wait_for(lambda: worker.running == 0, "by no thread", timeout=2.0)
         began = time.monotonic()
         assert worker.stop()
         assert time.monotonic() - began < 2.5, "which is what it is held for, at least"
