@@ -29,6 +29,7 @@ from flask_pika import (
     signals,
 )
 from flask_pika.broker import Broker
+from flask_pika.link import Link
 from tests.conftest import Node, make_app, wait_for
 from tools.rabbitmq_node import free_port
 
@@ -679,6 +680,31 @@ def test_a_batch_that_is_not_full_comes_after_its_time(desk: Desk) -> None:
         desk.fill(queue, numbers(5)[3:])
         wait_for(lambda: handled() == 5, "two more")
     assert desk.take(queue) == []
+
+
+def test_batches_have_one_timer_however_many_they_are(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = desk.queue()
+    timers: collections.deque[float] = collections.deque()
+    call_later = Link.call_later
+
+    def noted(self: Link, seconds: float, callback: Callable[[], object]) -> None:
+        if seconds > 3000:
+            timers.append(seconds)
+        call_later(self, seconds, callback)
+
+    monkeypatch.setattr(Link, "call_later", noted)
+
+    @desk.fpika.consumer(queue, batch=2, batch_wait=3600)
+    def handle(deliveries: list[Delivery]) -> None:
+        """Nothing to do."""
+
+    with working(desk.fpika) as worker:
+        for count in range(1, 20, 2):  # each with one that waits for another, which comes next
+            desk.fill(queue, numbers(1))
+            wait_for(lambda count=count: stats_of(worker).in_flight == 1, "one to be here")  # type: ignore[misc]
+            desk.fill(queue, numbers(1))
+            wait_for(lambda count=count: stats_of(worker).handled == count + 1, "two to be handled")  # type: ignore[misc]
+    assert len(timers) == 1
 
 
 def test_a_batch_is_settled_together(desk: Desk) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -91,7 +92,8 @@ class Subscriber:
         self._gathered: list[Delivery] = []  # a batch that is not full
         self._held: list[tuple[Subscription, Delivery, Failed]] = []  # to be copied, in a moment
         self._copies_failed = 0  # in a row; set to 0 by any thread
-        self._batches = 0  # counts them, so that a timer knows whose time is over
+        self._gathered_since = 0.0  # the first of it
+        self._timed: Subscription | None = None  # whose batch is timed: one timer, not one for each batch
         #: Read by any thread.
         self.state = "stopped"  # until its worker starts
         self._error = ""
@@ -243,21 +245,29 @@ class Subscriber:
         whole = len(gathered) - len(gathered) % size
         if whole:
             began = True
-            self._batches += 1
             self._backlog.put(
                 self, [(self, subscription, gathered[at : at + size], None) for at in range(0, whole, size)]
             )
         self._gathered = gathered[whole:]
         if self._gathered and began:
-            batch = self._batches
-            self._link.call_later(
-                self.consumer.batch_wait, lambda: self._batch_has_waited(subscription, batch)
-            )
+            self._gathered_since = time.monotonic()
+            if self._timed is not subscription:
+                self._time_batch(subscription, self.consumer.batch_wait)
 
-    def _batch_has_waited(self, subscription: Subscription, batch: int) -> None:
-        if batch != self._batches or subscription is not self._subscription or not self._gathered:
+    def _time_batch(self, subscription: Subscription, seconds: float) -> None:
+        self._timed = subscription
+        self._link.call_later(seconds, lambda: self._batch_has_waited(subscription))
+
+    def _batch_has_waited(self, subscription: Subscription) -> None:
+        if subscription is not self._subscription:
             return
-        self._batches += 1
+        self._timed = None
+        if not self._gathered:
+            return
+        left = self._gathered_since + self.consumer.batch_wait - time.monotonic()
+        if left > 0:  # it was full, and went; what is here now came later
+            self._time_batch(subscription, left)
+            return
         gathered, self._gathered = self._gathered, []
         self._backlog.put(self, [(self, subscription, gathered, None)])
 
