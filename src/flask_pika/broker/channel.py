@@ -16,7 +16,7 @@ from .client import Client
 from .closing import ChannelClosing, ConnectionClosing, precondition_failed
 from .contents import Content, check_publishable
 from .declaring import REPLY_TO
-from .frames import fresh_token, make, name_of
+from .frames import counted, fresh_token, make, name_of
 from .line import Entry
 from .queues import Queue
 from .replies import Replies
@@ -170,7 +170,7 @@ class Channel:
     ) -> int:
         self._deliveries += 1
         if self._watched:
-            size = f"{entry.content.size:,} bytes"
+            size = counted(entry.content.size, "byte", "bytes")
             self.client.event(f"gets {size} from {queue.name!r}, delivery {self._deliveries}")
         if no_ack or (subscription is not None and subscription.no_ack):
             queue.ack(entry)
@@ -314,7 +314,8 @@ class Channel:
 
     def _settle_now(self, taken: list[Unacked], settle: Callable[[list[Unacked]], object]) -> None:
         if self._watched:
-            self.client.event(f"has {settle.__name__} {len(taken)} deliveries")
+            # In the log, what was done has its function's name: acked, rejected, requeued.
+            self.client.event(f"has {settle.__name__} {counted(len(taken), 'delivery', 'deliveries')}")
         waited = bool(self.prefetch_of_all)
         for unacked in taken:
             if unacked.subscription is not None:

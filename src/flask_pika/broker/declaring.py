@@ -9,7 +9,7 @@ from pika import spec
 
 from .closing import ChannelClosing
 from .exchanges import Destination
-from .frames import make, name_of
+from .frames import counted, make, name_of
 from .tables import raw_of
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _queue_purge(channel: Channel, method: Any) -> None:
     queue = channel.queue(method.queue)
     channel.refuse_stream(queue, "queue.purge")
     count = queue.purge()
-    channel.client.event(f"{queue.name!r} is purged of {count} messages")
+    channel.client.event(f"{queue.name!r} is purged of {counted(count, 'message', 'messages')}")
     channel.answer(method, make(spec.Queue.PurgeOk)(message_count=count))
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from . import dead_letters
 from .clock import Clock
 from .contents import Content
+from .frames import counted
 from .letters import Letter
 from .line import Entry
 from .queues import Queue
@@ -91,9 +92,9 @@ class Forwarding:
             if targets and self._send(queue, letter, targets, targets):
                 continue
             if self._event is not None:
-                what = f"{letter.buried.size:,} bytes stay with {queue.name!r}"
-                why = "a queue does not take them" if targets else "they have nowhere to go"
-                self._event(f"{what}: {why}; tried again in {self._retry:g} s")
+                what = counted(letter.buried.size, "byte stays", "bytes stay")
+                why = "a queue takes no more" if targets else "nowhere to go"
+                self._event(f"{what} with {queue.name!r}: {why}; tried again in {self._retry:g} s")
         self._watch(queue)
 
     def _send(self, queue: Queue, letter: Letter, targets: list[Queue], missing: list[Queue]) -> bool:

@@ -119,3 +119,8 @@ def fresh_token() -> str:
 def printable(name: object) -> str:
     """A client's name for itself goes to terminals and logs."""
     return "".join(char if char.isprintable() else "?" for char in name_of(name))
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """So many of something, for logs: ``1 byte``, ``2,000 bytes``."""
+    return f"{number:,} {one if number == 1 else many}"

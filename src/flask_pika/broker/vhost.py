@@ -10,7 +10,7 @@ from .closing import ChannelClosing, ConnectionClosing, not_found, precondition_
 from .contents import Content
 from .exchanges import TYPES, Destination, Exchange, check_headers_binding
 from .forwarding import Forwarding
-from .frames import fresh_token
+from .frames import counted, fresh_token
 from .line import Entry
 from .queues import Queue
 from .streams import Stream
@@ -360,14 +360,16 @@ class VirtualHost:
         exchange = queue.settings.dead_letter_exchange
         if self._watches:
             to = "dropped" if exchange is None else f"a dead letter to exchange {exchange!r}"
-            self._event(f"{entry.content.size:,} bytes in {queue.name!r} are {reason}: {to}")
+            where = f"in {queue.name!r}"
+            what = counted(entry.content.size, f"byte {where} is", f"bytes {where} are")
+            self._event(f"{what} {reason}: {to}")
         self._forwarding.bury(queue, entry, reason)
 
 
 def _said_of(content: Content, queues: list[Queue]) -> str:
     where = ", ".join(repr(queue.name) for queue in queues) or "no queue"
     to = f"exchange {content.exchange!r} with key {content.routing_key!r}"
-    return f"{content.size:,} bytes to {to}: to {where}"
+    return f"{counted(content.size, 'byte', 'bytes')} to {to}: to {where}"
 
 
 def _said(destination: Destination) -> str:
