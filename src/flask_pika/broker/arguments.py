@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
-from .closing import ConnectionClosing, precondition_failed
+from .closing import precondition_failed
 from .tables import Field, Table, is_integer, text_of
 
 #: Milliseconds that RabbitMQ's timers can count to: ten years.
@@ -14,8 +14,6 @@ _LONGEST = 315_360_000_000
 #: Bytes of a stream's file, at the most.
 _LARGEST_SEGMENT = 3_000_000_000
 _AT_LEAST_ONCE = "at-least-once"
-_OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
-_TYPES = ("classic", "quorum", "stream")
 
 
 @dataclass(frozen=True)
@@ -77,20 +75,6 @@ def _expires(field: Field) -> int:
     return _milliseconds(field)
 
 
-def _strategy(field: Field) -> str:
-    value = _text(field)
-    if value not in ("at-most-once", _AT_LEAST_ONCE):
-        raise ValueError("invalid_dlx_strategy")
-    return value
-
-
-def _locator(field: Field) -> str:
-    value = _text(field)
-    if value not in ("client-local", "balanced", "random", "least-leaders"):
-        raise ValueError("invalid_queue_locator_arg")
-    return value
-
-
 def _priority(field: Field) -> int:
     value = _not_negative(field)
     if value > 255:
@@ -110,18 +94,19 @@ def _bool(field: Field) -> bool:
     return bool(field.value)
 
 
-def _overflow(field: Field) -> str:
-    value = _text(field)
-    if value not in _OVERFLOWS:
-        raise ValueError("invalid_overflow")
-    return value
+def _one_of(words: tuple[str, ...], otherwise: str) -> Callable[[Field], str]:
+    """A check that takes these words alone.
 
+    :param otherwise: RabbitMQ's words for anything else, with ``{}`` where they repeat it.
+    """
 
-def _mode(field: Field) -> str:
-    value = _text(field)
-    if value not in ("default", "lazy"):
-        raise ValueError(f"\"unsupported queue mode '{value}'\"")
-    return value
+    def check(field: Field) -> str:
+        value = _text(field)
+        if value not in words:
+            raise ValueError(otherwise.format(value))
+        return value
+
+    return check
 
 
 def _version(field: Field) -> int:
@@ -138,15 +123,14 @@ def _age(field: Field) -> str:
     return value
 
 
-def _kind(field: Field) -> str:
-    value = _text(field)
-    if value not in _TYPES:
-        raise ValueError(f"\"unsupported queue type '{value}'\"")
-    return value
-
+_ALL = ("classic", "quorum", "stream")
+_kind = _one_of(_ALL, "\"unsupported queue type '{}'\"")
+_strategy = _one_of(("at-most-once", _AT_LEAST_ONCE), "invalid_dlx_strategy")
+_overflow = _one_of(("drop-head", "reject-publish", "reject-publish-dlx"), "invalid_overflow")
+_mode = _one_of(("default", "lazy"), "\"unsupported queue mode '{}'\"")
+_locator = _one_of(("client-local", "balanced", "random", "least-leaders"), "invalid_queue_locator_arg")
 
 # Each argument that RabbitMQ 3.10 knows: how it is checked, and the types of queues that take it.
-_ALL, _REPLICATED = ("classic", "quorum", "stream"), ("quorum", "stream")
 _KNOWN: dict[str, tuple[Callable[[Field], object], tuple[str, ...]]] = {
     "x-queue-type": (_kind, _ALL),
     "x-expires": (_expires, ("classic", "quorum")),
@@ -168,7 +152,7 @@ _KNOWN: dict[str, tuple[Callable[[Field], object], tuple[str, ...]]] = {
     "x-initial-cluster-size": (_positive, ("stream",)),
     "x-max-age": (_age, ("stream",)),
     "x-stream-max-segment-size-bytes": (_not_negative, ("stream",)),
-    "x-queue-leader-locator": (_locator, _REPLICATED),
+    "x-queue-leader-locator": (_locator, ("quorum", "stream")),
 }
 _FIELDS = {name: name.removeprefix("x-").replace("-", "_") for name in _KNOWN}
 
@@ -268,8 +252,3 @@ def parse_expiration(text: object) -> int | None:
     else:
         return int(value)
     raise precondition_failed(f"invalid expiration '{value}': {why}")
-
-
-def not_implemented(detail: str) -> ConnectionClosing:
-    """RabbitMQ knows it, or AMQP does, and this broker does not have it."""
-    return ConnectionClosing(540, detail)

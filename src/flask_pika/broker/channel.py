@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from pika import spec
 
 from . import declaring
-from .arguments import integer, not_implemented
+from .arguments import integer
 from .assembly import Assembled, Assembly
 from .client import Client
-from .closing import ChannelClosing, ConnectionClosing, precondition_failed
+from .closing import ChannelClosing, ConnectionClosing, not_implemented, precondition_failed
 from .contents import Content, check_publishable
 from .declaring import REPLY_TO
 from .frames import counted, fresh_token, make, name_of

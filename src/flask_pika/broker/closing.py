@@ -62,3 +62,8 @@ def not_found(what: str, name: str, virtual_host: str) -> ChannelClosing:
 def precondition_failed(detail: str) -> ChannelClosing:
     """What is there is otherwise than asked for."""
     return ChannelClosing(406, detail)
+
+
+def not_implemented(detail: str) -> ConnectionClosing:
+    """RabbitMQ knows it, or AMQP does, and this broker does not have it."""
+    return ConnectionClosing(540, detail)

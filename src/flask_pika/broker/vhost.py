@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from .arguments import compare_arguments, not_implemented, read_queue_arguments, refuse_unsupported
+from .arguments import compare_arguments, read_queue_arguments, refuse_unsupported
 from .clock import Clock
-from .closing import ChannelClosing, ConnectionClosing, not_found, precondition_failed
+from .closing import ChannelClosing, ConnectionClosing, not_found, not_implemented, precondition_failed
 from .contents import Content
 from .exchanges import TYPES, Destination, Exchange, check_headers_binding
 from .forwarding import Forwarding
@@ -38,7 +38,6 @@ _COMPARED = (
     "x-queue-version",
     "x-single-active-consumer",
     "x-delivery-limit",
-    "x-dead-letter-strategy",
     "x-max-age",
     "x-stream-max-segment-size-bytes",
     "x-queue-leader-locator",
