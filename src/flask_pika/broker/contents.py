@@ -11,14 +11,12 @@ from pika.spec import BasicProperties
 from . import tables
 from .arguments import parse_expiration
 from .closing import precondition_failed
+from .frames import HEADER, OVERHEAD
 from .tables import Table
 
-_OVERHEAD = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
-_END = bytes([spec.FRAME_END])
-_FRAME = struct.Struct(">BHI")
+_FRAME_END = bytes([spec.FRAME_END])
 # A content header: class, weight, body size, flags (AMQP 0-9-1, section 4.2.6.1).
-_HEADER = struct.Struct(">HHQH")
-
+_CONTENT_HEADER = struct.Struct(">HHQH")
 
 # A message's properties in their order, by their flags' bits, and as what each is encoded: a short string, a
 # table, or so many octets (AMQP 0-9-1, section 1.8.1).
@@ -50,7 +48,7 @@ def _split(header: bytes) -> dict[str, bytes]:
     """
     raw: dict[str, bytes] = {}
     try:
-        flags, at = _HEADER.unpack_from(header)[3], _HEADER.size
+        flags, at = _CONTENT_HEADER.unpack_from(header)[3], _CONTENT_HEADER.size
         for name, bit, encoding in _PROPERTIES:
             if not flags & bit:
                 continue
@@ -103,7 +101,7 @@ class Content:
         """All of them, as pika decodes them, to be looked at: a new object each time."""
         make: Any = BasicProperties  # pika's generated classes are not annotated
         properties = make()
-        properties.decode(self.header, _HEADER.size - 2)
+        properties.decode(self.header, _CONTENT_HEADER.size - 2)  # from the flags on
         result: BasicProperties = properties
         return result
 
@@ -117,7 +115,7 @@ class Content:
                 raw[name] = bytes([len(encoded)]) + encoded
         flags = sum(bit for name, bit, _encoding in _PROPERTIES if name in raw)
         pieces = [raw[name] for name, _bit, _encoding in _PROPERTIES if name in raw]
-        header = _HEADER.pack(spec.Basic.INDEX, 0, len(self.body), flags) + b"".join(pieces)
+        header = _CONTENT_HEADER.pack(spec.Basic.INDEX, 0, len(self.body), flags) + b"".join(pieces)
         return Content(exchange, routing_key, header, self.body)
 
     def routing_keys(self) -> list[str]:
@@ -141,15 +139,15 @@ class Content:
         """All its frames, with the method that brings it first."""
         pieces = [
             frame.Method(channel, method).marshal(),
-            _FRAME.pack(spec.FRAME_HEADER, channel, len(self.header)),
+            HEADER.pack(spec.FRAME_HEADER, channel, len(self.header)),
             self.header,
-            _END,
+            _FRAME_END,
         ]
         body = self.body
-        step = frame_max - _OVERHEAD if frame_max else max(1, len(body))
+        step = frame_max - OVERHEAD if frame_max else max(1, len(body))
         for start in range(0, len(body), step):
             part = body if len(body) <= step else body[start : start + step]
-            pieces += (_FRAME.pack(spec.FRAME_BODY, channel, len(part)), part, _END)
+            pieces += (HEADER.pack(spec.FRAME_BODY, channel, len(part)), part, _FRAME_END)
         return b"".join(pieces)
 
     def with_headers(self, headers: Table, **texts: str | None) -> Content:

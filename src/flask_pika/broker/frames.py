@@ -16,7 +16,8 @@ from .tables import Table, text_of
 
 #: A frame's header: type, channel, size (AMQP 0-9-1, section 4.2.3).
 HEADER = struct.Struct(">BHI")
-_OVERHEAD = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
+#: Bytes of a frame around its payload.
+OVERHEAD = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
 
 
 def split(buffer: bytearray, frame_max: int) -> Iterator[tuple[int, int, bytes]]:
@@ -29,7 +30,7 @@ def split(buffer: bytearray, frame_max: int) -> Iterator[tuple[int, int, bytes]]
         while len(buffer) - at >= HEADER.size:
             kind, number, size = HEADER.unpack_from(buffer, at)
             if size > frame_max:  # RabbitMQ does not count what surrounds it
-                raise bad_frame(kind, b"", f"{{frame_too_large,{size},{frame_max - _OVERHEAD}}}")
+                raise bad_frame(kind, b"", f"{{frame_too_large,{size},{frame_max - OVERHEAD}}}")
             end = at + HEADER.size + size
             if len(buffer) <= end:
                 return
