@@ -62,8 +62,9 @@ def _deaths(content: Content) -> list[Table]:
 
 def is_cycle(content: Content, queue: str) -> bool:
     """Whether a message comes back to a queue without anybody having rejected it since: it would for ever."""
-    names = [longstr(queue) == death.get("queue") for death in _deaths(content)]
-    if True not in names:
-        return False
-    passed = _deaths(content)[: names.index(True) + 1]
-    return all(death.get("reason") != longstr("rejected") for death in passed)
+    for death in _deaths(content):  # the newest first
+        if death.get("reason") == longstr("rejected"):
+            return False
+        if death.get("queue") == longstr(queue):
+            return True
+    return False
