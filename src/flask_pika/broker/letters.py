@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from .clock import Timer
 from .contents import Content
-from .line import Entry
+from .line import Counted, Entry
 
 #: How many are under way at once; those behind them wait, wherever they go. RabbitMQ's own number.
 _AT_ONCE = 32
@@ -31,16 +31,14 @@ class Letter:
         self.sent_at: float | None = None  #: None while there was no queue for it
 
 
-class Letters:
+class Letters(Counted):
     """All of one queue."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._waiting: collections.deque[Letter] = collections.deque()
         self._under_way: dict[Letter, None] = {}
         self.timer: Timer | None = None  #: when those under way are tried again
-        self.count = 0
-        self.bytes = 0  #: of the bodies, as RabbitMQ counts
-        self.weight = 0  #: of all that is in memory
 
     def __iter__(self) -> Iterator[Letter]:
         yield from self._under_way
@@ -81,8 +79,3 @@ class Letters:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-
-    def _count(self, entry: Entry, by: int) -> None:
-        self.count += by
-        self.bytes += by * entry.content.size
-        self.weight += by * entry.content.weight

@@ -51,15 +51,27 @@ class _Lane:
         return self.fresh[0] if self.fresh else None
 
 
-class Line:
-    """The ready entries of a queue, in the order in which they are served."""
+class Counted:
+    """How many entries there are, and how large they are."""
 
     def __init__(self) -> None:
-        self._lanes: dict[int, _Lane] = {}
-        self._order: list[_Lane] = []
         self.count = 0
         self.bytes = 0  #: of the bodies, as RabbitMQ counts
         self.weight = 0  #: of all that is in memory
+
+    def _count(self, entry: Entry, by: int) -> None:
+        self.count += by
+        self.bytes += by * entry.content.size
+        self.weight += by * entry.content.weight
+
+
+class Line(Counted):
+    """The ready entries of a queue, in the order in which they are served."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lanes: dict[int, _Lane] = {}
+        self._order: list[_Lane] = []
 
     def __iter__(self) -> Iterator[Entry]:
         for lane in self._order:
@@ -99,8 +111,3 @@ class Line:
         entry = self.heads()[0]
         self.take(entry)
         return entry
-
-    def _count(self, entry: Entry, by: int) -> None:
-        self.count += by
-        self.bytes += by * entry.content.size
-        self.weight += by * entry.content.weight
