@@ -30,7 +30,7 @@ _GOODBYE = 5.0
 _MUCH = 2**20
 _TOO_MUCH = 64 * 2**20
 
-_AFTER_HANDSHAKE = {"running", "closing"}
+_AFTER_HANDSHAKE = {"running", "closing", "closed"}
 _LOGIN_REFUSED = 403
 _FRAME_ERROR = 501
 #: What RabbitMQ says before the connection is open. Over all else it hangs up without a word.
@@ -62,12 +62,12 @@ class ClientConnection(asyncio.Protocol):
         self._outgoing = Outgoing(server, self._send_confirms, self._after_writing)
         self._outgoing.frozen = server.frozen
         self._confirming: dict[Channel, None] = {}
-        self._full = False  # consumers wait until the client has read
-        self._deaf = False
-        self._heard = 0.0
+        self._full = False  # consumers wait until the client has read: _MUCH
+        self._deaf = False  # so does all that the client says: _TOO_MUCH
+        self._heard = 0.0  # when the client said something last, by the monotonic clock
         self._timers: list[asyncio.TimerHandle] = []
-        self._beat: asyncio.TimerHandle | None = None
-        self._blocked = False
+        self._beat: asyncio.TimerHandle | None = None  # the next heartbeat
+        self._blocked = False  # it published while there was no memory
 
     # What asyncio says
 
@@ -242,7 +242,7 @@ class ClientConnection(asyncio.Protocol):
         if self._server.users.get(user) != password:
             self._server.event(f"{self.name} was refused: user name or password")
             closing = ConnectionClosing(
-                403,
+                _LOGIN_REFUSED,
                 f"Login was refused using authentication mechanism {method.mechanism}."
                 " For details see the broker logfile.",
             )
@@ -287,7 +287,7 @@ class ClientConnection(asyncio.Protocol):
     def _give_up_handshake(self) -> None:
         if self._outgoing.frozen:
             self._later(_HANDSHAKE, self._give_up_handshake)
-        elif self._state not in _AFTER_HANDSHAKE and self._state != "closed":
+        elif self._state not in _AFTER_HANDSHAKE:
             self._server.event(f"{self.name} did not get through the handshake in {_HANDSHAKE:g} s")
             self.drop()
 

@@ -20,8 +20,8 @@ from .line import Entry
 from .queues import Queue
 
 
-class Map(Protocol):
-    """Who knows the ways: the virtual host."""
+class Router(Protocol):
+    """Who knows which queues a message goes to: the virtual host."""
 
     def has_exchange(self, name: str) -> bool:
         """Whether there is such an exchange."""
@@ -40,9 +40,9 @@ class Forwarding:
     """
 
     def __init__(
-        self, ways: Map, clock: Clock, retry: float, event: Callable[[str], object] | None = None
+        self, router: Router, clock: Clock, retry: float, event: Callable[[str], object] | None = None
     ) -> None:
-        self._ways = ways
+        self._router = router
         self._clock = clock
         self._retry = retry
         self._event = event
@@ -80,7 +80,7 @@ class Forwarding:
                 target.publish(letter.buried)
 
     def _route(self, letter: Letter) -> list[Queue]:
-        return self._ways.route(letter.buried, letter.buried.exchange, letter.keys)
+        return self._router.route(letter.buried, letter.buried.exchange, letter.keys)
 
     # At least once
 
@@ -119,7 +119,7 @@ class Forwarding:
         """Time has passed. Only that: RabbitMQ does not look at what is declared and bound, either."""
         queue.letters.timer = None
         exchange = queue.settings.dead_letter_exchange
-        if exchange is not None and self._ways.has_exchange(exchange):
+        if exchange is not None and self._router.has_exchange(exchange):
             now = self._clock.time()
             for letter in queue.letters.under_way():
                 if letter.sent_at is None or letter.sent_at + self._retry <= now:
@@ -127,11 +127,11 @@ class Forwarding:
         self._forward(queue)
 
     def _try_again(self, queue: Queue, letter: Letter) -> None:
-        ways = self._route(letter)
-        if not ways and letter.settled:
-            queue.letters.settle(letter)  # those that did not take it are not its ways any more
+        routed = self._route(letter)
+        if not routed and letter.settled:
+            queue.letters.settle(letter)  # it is not routed any more to those that did not take it
             return
-        missing = [target for target in ways if target.name not in letter.settled]
+        missing = [target for target in routed if target.name not in letter.settled]
         targets = [target for target in missing if not _is_cycle(letter, target)]
         if targets:
             # Among the missing may be one that it would come back to, and never does: so in RabbitMQ.

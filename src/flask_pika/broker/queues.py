@@ -79,11 +79,11 @@ class Queue:
         self._keeper = keeper
         self._clock = clock
         self._line = Line()
-        self._lent = 0
-        self._is_full = False
-        self._position = 0
-        self._expiry: tuple[float, Timer] | None = None
-        self._unused: Timer | None = None
+        self._lent = 0  # bytes in memory of the unacked ones
+        self._is_full = False  # of a queue that rejects: see _has_no_room()
+        self._position = 0  # of the entry that came last
+        self._expiry: tuple[float, Timer] | None = None  # of the next head: when, and what wakes us then
+        self._unused: Timer | None = None  # which ends an x-expires, if there is one
         self.touch()
 
     @property
@@ -251,10 +251,8 @@ class Queue:
 
     def add_consumer(self, consumer: Consumer) -> None:
         """From now on it is served."""
-        if self._unused is not None:
-            self._unused.cancel()
-            self._unused = None
         self.consumers.append(consumer)
+        self.touch()
         self.serve()
 
     def remove_consumer(self, consumer: Consumer) -> None:
@@ -299,15 +297,14 @@ class Queue:
         self._line = Line()
         self.letters.drop()
         self._watch_expiry()
-        if self._unused is not None:
-            self._unused.cancel()
+        self.touch()
         consumers, self.consumers = self.consumers, []
         for consumer in consumers:
             consumer.cancelled()
         return count
 
     def touch(self) -> None:
-        """It was used: x-expires counts from now."""
+        """It was used: x-expires counts from now, unless it has consumers, or is gone."""
         if self._unused is not None:
             self._unused.cancel()
             self._unused = None

@@ -75,7 +75,7 @@ class Server:
         self._told_to_block = False
         self.frozen = False
         self._to_nack = 0
-        self._arrangement = (False, False, True)  # reversed, shuffled, together
+        self._arrangement = (False, False, True)  # backwards, shuffled, together
 
     # Listening
 
