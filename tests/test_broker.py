@@ -751,6 +751,18 @@ def test_a_death_that_a_client_made_up_harms_nothing(broker: Broker) -> None:
         assert len(broker.queues["dead"].wait_for(3)) == 3
 
 
+def test_a_stream_forgets_the_consumers_of_a_channel_that_ends(broker: Broker) -> None:
+    with raw(broker) as ch:
+        ch.queue_declare("s", durable=True, arguments={"x-queue-type": "stream"})
+        ch.basic_qos(prefetch_count=1)
+        ch.basic_consume("s", lambda *_: None)
+        known: Any = broker._look(lambda vhost: vhost.queues["s"])
+        assert len(known._next) == 1
+        broker.drop_connections()  # as pika says goodbye, it cancels first
+        wait_for(lambda: not broker.connections, "the broker let the connection go")
+    assert not known._next
+
+
 def test_client_properties_of_any_kind_are_taken(broker: Broker) -> None:
     wire = Wire(Peer("embedded", broker.host, broker.port))
     wire.greet()

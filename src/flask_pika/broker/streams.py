@@ -66,6 +66,11 @@ class Stream(Queue):
         super().remove_consumer(consumer)
         self._next.pop(consumer, None)
 
+    def leave(self, channel: object) -> None:
+        """All consumers of a channel are gone."""
+        super().leave(channel)
+        self._next = {consumer: self._next[consumer] for consumer in self.consumers}
+
     def _first(self, wanted: Field | None) -> int:
         """Where to begin: https://www.rabbitmq.com/docs/streams#consuming"""
         if wanted is None:
