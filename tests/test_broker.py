@@ -5,6 +5,7 @@ What it does with AMQP is in ``tests/contract``.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -14,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +38,7 @@ from flask_pika import (
     PublishUnknown,
 )
 from flask_pika.broker import Broker, BrokerError, shared_broker, stop_shared_brokers
+from flask_pika.broker.outgoing import Outgoing
 from tests.conftest import make_app, wait_for
 from tests.contract.helpers import Peer
 from tests.contract.raw import HEADER, Wire
@@ -761,6 +764,31 @@ def test_a_stream_forgets_the_consumers_of_a_channel_that_ends(broker: Broker) -
         broker.drop_connections()  # as pika says goodbye, it cancels first
         wait_for(lambda: not broker.connections, "the broker let the connection go")
     assert not known._next
+
+
+def test_what_is_delayed_keeps_its_order_when_it_is_due_during_a_freeze() -> None:
+    written: list[bytes] = []
+
+    async def scenario() -> None:
+        server: Any = types.SimpleNamespace(loop=asyncio.get_running_loop(), delay=0.01)
+        outgoing = Outgoing(server, lambda: None, lambda: None)
+        transport: Any = types.SimpleNamespace(
+            write=written.append, is_closing=lambda: False, get_write_buffer_size=lambda: 0
+        )
+        outgoing.transport = transport
+        for piece in (b"1", b"2"):
+            outgoing.add(piece)
+            outgoing.flush()
+        outgoing.frozen = True
+        await asyncio.sleep(0.05)
+        outgoing.add(b"3")
+        outgoing.frozen = False
+        outgoing.flush()
+        await asyncio.sleep(0.05)
+        assert outgoing.size == 0
+
+    asyncio.run(scenario())
+    assert b"".join(written) == b"123"
 
 
 def test_client_properties_of_any_kind_are_taken(broker: Broker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -23,9 +24,11 @@ class Outgoing:
         self._before = before
         self._after = after
         self._pieces: list[bytes] = []
+        self._delayed: collections.deque[bytes] = collections.deque()
+        self._due = 0  # how many of these were to be written while it was frozen
         self._size = 0  # of the pieces, and of what is delayed
         self._scheduled = False
-        self._write_at = 0.0
+        self._write_at = 0.0  # the last one that is delayed
         #: When something was written last, by the monotonic clock.
         self.said = 0.0
         #: Whether nothing is written, until it is False again.
@@ -57,7 +60,12 @@ class Outgoing:
         """Write what there is."""
         self._before()
         self._scheduled = False
-        if self.frozen or not self._pieces:
+        if self.frozen:
+            return
+        while self._due:
+            self._due -= 1
+            self._write(self._delayed.popleft())
+        if not self._pieces:
             return
         data = b"".join(self._pieces)
         self._pieces.clear()
@@ -65,14 +73,18 @@ class Outgoing:
         if self._server.delay or self._write_at > self.said:
             # In their order, also when the delay has become shorter.
             self._write_at = max(self._write_at, self.said + self._server.delay)
-            self._server.loop.call_later(self._write_at - self.said, self._write, data)
+            self._delayed.append(data)
+            self._server.loop.call_later(self._write_at - self.said, self._write_delayed)
         else:
             self._write(data)
 
+    def _write_delayed(self) -> None:
+        if self.frozen:
+            self._due += 1
+        else:
+            self._write(self._delayed.popleft())
+
     def _write(self, data: bytes) -> None:
-        if self.frozen:  # since it was delayed
-            self._pieces.insert(0, data)
-            return
         self._size -= len(data)
         if not self.transport.is_closing():
             self.transport.write(data)
