@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 #: Seconds: ten years, to which RabbitMQ's timers count.
-_LONGEST_DELAY = 315_360_000
+LONGEST_DELAY = 315_360_000
 
 
 class FlaskPikaError(Exception):
@@ -233,9 +233,9 @@ class RetryLater(FlaskPikaError):
             raise ValueError(f"RetryLater: the text is {text!r}; seconds are given as delay={text!r}")
         if delay is not None:
             number = isinstance(delay, (int, float)) and not isinstance(delay, bool)
-            if not number or not 0 <= delay <= _LONGEST_DELAY:
+            if not number or not 0 <= delay <= LONGEST_DELAY:
                 raise ValueError(
-                    f"RetryLater: delay is {delay!r}; expected seconds, from 0 to {_LONGEST_DELAY}"
+                    f"RetryLater: delay is {delay!r}; expected seconds, from 0 to {LONGEST_DELAY}"
                 )
         super().__init__(text)
         self.delay = delay

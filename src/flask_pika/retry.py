@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .delivery import Action, Delivery
-from .errors import Reject, Requeue, RetryLater, SetupError, UndecodableMessage
+from .errors import LONGEST_DELAY, Reject, Requeue, RetryLater, SetupError, UndecodableMessage
 from .message import SHORT
 from .params import is_finite
-from .topology import DEAD, Queue
+from .topology import DEAD, RETRY, Queue
 
-#: Ten years: RabbitMQ's timers count no further.
-_LONGEST = 315_360_000
 #: Waiting queues of one queue, at the most.
 _MOST_DELAYS = 30
 #: Attempts that a queue of dead letters gives: any number, as all versions of RabbitMQ can say it.
@@ -50,8 +48,10 @@ class Retry:
             raise SetupError(f"Retry: attempts is {self.attempts!r}; expected a number from 1 to 1000")
         for name, lowest in (("delay", 0.001), ("factor", 1), ("max_delay", 0.001)):
             value = getattr(self, name)
-            if not is_finite(value) or not lowest <= value <= _LONGEST:
-                raise SetupError(f"Retry: {name} is {value!r}; expected a number from {lowest} to {_LONGEST}")
+            if not is_finite(value) or not lowest <= value <= LONGEST_DELAY:
+                raise SetupError(
+                    f"Retry: {name} is {value!r}; expected a number from {lowest} to {LONGEST_DELAY}"
+                )
         if len(self.delays) > _MOST_DELAYS:
             raise SetupError(
                 f"Retry: these are {len(self.delays)} different delays, each of which takes a queue, and"
@@ -124,7 +124,7 @@ def waiting_queue(queue: str, delay: float) -> Queue:
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-    return Queue(f"{queue}.retry.{milliseconds}ms", arguments=arguments)
+    return Queue(f"{queue}{RETRY}{milliseconds}ms", arguments=arguments)
 
 
 def rounded(delay: float) -> float:
@@ -132,7 +132,7 @@ def rounded(delay: float) -> float:
     # First as near as a float means it: 0.07 * 1000 is more than 70.
     milliseconds = max(1, math.ceil(round(delay * 1000, 3)))
     step: int = 10 ** max(0, len(str(milliseconds)) - 2)
-    return min(-(-milliseconds // step) * step / 1000, _LONGEST)
+    return min(-(-milliseconds // step) * step / 1000, LONGEST_DELAY)
 
 
 def dead_queue(queue: str) -> Queue:
@@ -146,7 +146,8 @@ def check_names(queue: str, retry: Retry) -> None:
     :raises SetupError: they are too long.
     """
     longest = max(
-        (queue + DEAD, *(waiting_queue(queue, delay).name for delay in (*retry.delays, _LONGEST))), key=len
+        (queue + DEAD, *(waiting_queue(queue, delay).name for delay in (*retry.delays, LONGEST_DELAY))),
+        key=len,
     )
     if len(longest.encode()) > SHORT:
         raise SetupError(

@@ -9,14 +9,16 @@ from typing import Any, Literal, NamedTuple
 
 from .errors import TopologyError
 
-ExchangeType = str
+ExchangeType = str  #: direct, topic, fanout, headers, or a plugin's, which begins with x-
 QueueType = Literal["quorum", "classic", "stream"]
 Overflow = Literal["drop-head", "reject-publish", "reject-publish-dlx"]
 Strategy = Literal["at-most-once", "at-least-once"]
-Bind = Iterable[Any]
+Bind = Iterable[Any]  #: what a user binds to; topology_checks makes a Binding of each
 
 #: What is put to a queue's name for the queue of its dead letters.
 DEAD = ".dead"
+#: Between a queue's name and a delay, in the name of a queue in which its retries wait.
+RETRY = ".retry."
 #: What every virtual host has.
 PREDECLARED = {
     "amq.direct": "direct",
@@ -163,6 +165,7 @@ def _differences(first: Exchange | Queue, second: Exchange | Queue) -> Iterator[
     for one in fields(first):
         here, there = getattr(first, one.name), getattr(second, one.name)
         if one.name == "arguments":
+            # The type of a queue is told as such.
             for key in (key for key in {**here, **there} if key != "x-queue-type"):
                 values = [table.get(key, _MISSING) for table in (here, there)]
                 if _typed(values[0]) != _typed(values[1]):

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pika import data as pika_data
 
-from .errors import InvalidMessage, TopologyError
+from .errors import LONGEST_DELAY, InvalidMessage, TopologyError
 from .message import check_table, check_text
 from .params import is_finite, type_of
-from .topology import DEAD, PREDECLARED, Binding, Exchange, Queue
+from .topology import DEAD, PREDECLARED, Binding, Exchange, Overflow, Queue, QueueType, Strategy
 
 #: Attempts that a quorum queue with ``dead_letter=True`` gives a message, whose worker dies each time, say.
 DELIVERY_LIMIT = 20
 _TYPES = ("direct", "topic", "fanout", "headers")
-#: RabbitMQ's timers count milliseconds; ten years of them.
-_LONGEST = 315_360_000
+#: The largest whole number of AMQP's tables.
 _MOST = 2**63 - 1
 #: Bytes of a table: with its method, it is one frame, of which RabbitMQ takes 128 KiB unless told otherwise.
 _LONGEST_TABLE = 100_000
@@ -80,7 +79,7 @@ def make_queue(name: object, *, bind: object, dead_letter: object, arguments: ob
     if name.startswith("amq."):
         raise TopologyError(f"{where}: RabbitMQ keeps names that begin with 'amq.' for itself")
     kind = said.pop("type")
-    if kind not in ("quorum", "classic", "stream"):
+    if kind not in get_args(QueueType):
         raise TopologyError(f"{where}: type is {kind!r}; expected 'quorum', 'classic' or 'stream'")
     flags = {option: said.pop(option) for option in ("durable", "exclusive", "auto_delete")}
     for option, value in flags.items():
@@ -156,8 +155,8 @@ _OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 _BY_ARGUMENT = {"x-queue-type": "type", **{argument: option for option, (argument, _) in _OPTIONS.items()}}
 _WORDS: dict[str, tuple[str, ...]] = {
-    "overflow": ("drop-head", "reject-publish", "reject-publish-dlx"),
-    "dead_letter_strategy": ("at-most-once", "at-least-once"),
+    "overflow": get_args(Overflow),
+    "dead_letter_strategy": get_args(Strategy),
 }
 _NUMBERS: dict[str, tuple[int, int]] = {
     "max_length": (0, _MOST),
@@ -188,7 +187,7 @@ _GONE = {
 
 
 def _further(where: str, kind: str, table: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by RabbitMQ's names."""
+    """Check arguments that were given by RabbitMQ's names, and give them back."""
     for argument, value in table.items():
         option = _BY_ARGUMENT.get(argument)
         if option is not None:
@@ -228,9 +227,9 @@ def _said_of(kinds: Sequence[str]) -> str:
 def _value(where: str, option: str, value: Any) -> Any:
     if option in ("message_ttl", "expires"):
         least = 0.001 if option == "expires" else 0
-        if not is_finite(value) or not least <= value <= _LONGEST:
+        if not is_finite(value) or not least <= value <= LONGEST_DELAY:
             raise TopologyError(
-                f"{where}: {option} is {value!r}; expected seconds, from {least} to {_LONGEST}"
+                f"{where}: {option} is {value!r}; expected seconds, from {least} to {LONGEST_DELAY}"
             )
         return round(value * 1000)
     if option in _WORDS:

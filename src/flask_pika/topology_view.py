@@ -6,10 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .topology import PREDECLARED, Binding, Exchange, Queue
-
-#: Between a queue's name and a delay, in the name of a queue in which retries wait.
-_RETRY = ".retry."
+from .topology import PREDECLARED, RETRY, Binding, Exchange, Queue
 
 
 def shown(name: str) -> str:
@@ -84,7 +81,7 @@ def _ways(thing: Exchange | Queue, queues: set[str]) -> Iterator[Edge]:
         else:
             by = "" if key is None else f" by {shown(key)}"
             yield Edge(thing, False, target, label + by, "dashed")
-    prefix = thing.name + _RETRY
+    prefix = thing.name + RETRY
     for name in sorted(queues):
         if name.startswith(prefix) and name.removeprefix(prefix).removesuffix("ms").isdigit():
             yield Edge(thing, True, name, "to be tried again", "dotted")
@@ -94,7 +91,7 @@ def _ways(thing: Exchange | Queue, queues: set[str]) -> Iterator[Edge]:
 
 def _waits(queue: Queue, arguments: Mapping[str, Any]) -> str:
     origin = arguments.get("x-dead-letter-routing-key")
-    if origin is not None and queue.name.startswith(f"{origin}{_RETRY}") and "x-message-ttl" in arguments:
+    if origin is not None and queue.name.startswith(f"{origin}{RETRY}") and "x-message-ttl" in arguments:
         return f"after {arguments['x-message-ttl'] / 1000:g} s"
     return ""
 
