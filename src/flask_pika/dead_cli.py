@@ -19,11 +19,13 @@ StateOf = Callable[[str | None], State]
 
 
 def _pairs(_context: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> Match:
-    pairs = [text.partition("=") for text in given]
-    for (name, equals, _), text in zip(pairs, given, strict=True):
+    pairs = []
+    for text in given:
+        name, equals, value = text.partition("=")
         if not name or not equals:
             raise click.BadParameter(f"{text!r} is not of the form header=value")
-    return [(name, value) for name, _, value in pairs]
+        pairs.append((name, value))
+    return pairs
 
 
 _queue = click.argument("queue")

@@ -58,10 +58,10 @@ class Letter:
     def failure(self) -> Failure:
         """What the worker has written onto it, or the broker, which dead-lettered it."""
         headers = self.headers
-        death, birth = _deaths(headers)
+        death, _first = _deaths(headers)
         by_worker = f"{FAILURE}reason" in headers
         attempts = headers.get(f"{FAILURE}attempts")
-        exchange, key = origin(headers, birth)
+        exchange, key = _origin(headers)
         return Failure(
             _text(headers.get(f"{FAILURE}last-time") if by_worker else death.get("time")),
             attempts if isinstance(attempts, int) else None,
@@ -87,18 +87,19 @@ class Letter:
         :raises UndecodableMessage: it has none.
         """
         result = revived(EncodedProperties(self.encoded))
-        exchange, key = origin(self.headers, _deaths(self.headers)[1])
+        exchange, key = _origin(self.headers)
         if exchange is not None and key is not None:
             result.put({f"{FAILURE}exchange": exchange, f"{FAILURE}routing-key": key})
         return result
 
 
-def origin(headers: Mapping[Any, Any], birth: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Exchange and routing key that a message was first published with; ``birth`` is its first x-death."""
+def _origin(headers: Mapping[Any, Any]) -> tuple[str | None, str | None]:
+    """Exchange and routing key that a message was first published with."""
     if f"{FAILURE}exchange" in headers:
         return _text(headers[f"{FAILURE}exchange"]), _text(headers.get(f"{FAILURE}routing-key"))
-    keys = birth.get("routing-keys")
-    return _text(birth.get("exchange")), _text(keys[0]) if isinstance(keys, list) and keys else None
+    _last, first = _deaths(headers)
+    keys = first.get("routing-keys")
+    return _text(first.get("exchange")), _text(keys[0]) if isinstance(keys, list) and keys else None
 
 
 def _deaths(headers: Mapping[Any, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
