@@ -15,7 +15,7 @@ from pika.spec import BasicProperties
 
 from .errors import UndecodableMessage
 
-#: In the order of AMQP 0-9-1's Basic class, the first one's flag being the highest; those that are no text.
+#: In the order of AMQP 0-9-1's Basic class (section 1.8.1): the first one's flag is the highest bit.
 _NAMES = (
     "content_type",
     "content_encoding",
@@ -34,16 +34,20 @@ _NAMES = (
 )
 _FLAGS = {name: 1 << (15 - at) for at, name in enumerate(_NAMES)}
 _KNOWN = sum(_FLAGS.values())
+#: Bytes of those that are numbers. All others but the headers are short strings.
 _WIDTHS = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
-#: Bytes of each type of value in a table, as RabbitMQ and pika read them; those with a length before them.
+#: Bytes of each type of value in a table, by its letter, as RabbitMQ and pika read them.
 _VALUES = {b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"U": 2, b"u": 2, b"I": 4, b"i": 4, b"f": 4}
 _VALUES |= {b"l": 8, b"L": 8, b"d": 8, b"T": 8, b"D": 5, b"V": 0}
+#: Types of values that have their length before them, in 4 bytes.
 _LONG_VALUES = (b"S", b"x", b"A", b"F")
 
 
 class EncodedProperties(BasicProperties):
-    """What the publisher sends as it is. Of pika's attributes, ``message_id`` and ``timestamp`` alone are its
-    own: what it has none of, is made and not sent, but the id, by which the broker's returns are known.
+    """What the publisher sends as it came, but for what is left out or put in here.
+
+    Of pika's attributes it has two, for the publisher, which makes what is None: ``message_id``, by which the
+    broker's returns are known, so that one is sent in any case; and ``timestamp``, of which none is made.
 
     :raises UndecodableMessage: the bytes are no properties.
     """
@@ -55,7 +59,7 @@ class EncodedProperties(BasicProperties):
             self._fields, self._table = _parse(encoded)
         except (struct.error, IndexError, ValueError) as exc:
             raise UndecodableMessage("the message's properties cannot be decoded") from exc
-        self.timestamp = 0  # not None, which would be filled in
+        self.timestamp = 0  # not None: what came, if any, is among the fields
         given = self._fields.get("message_id", b"\0")
         if len(given) > 1:
             self.message_id = pika_data.decode_short_string(given, 0)[0]
