@@ -1,16 +1,19 @@
 """A look into a queue of dead letters that loses nothing, and leaves their order as it was.
 
-RabbitMQ 3.10, and what it does to the order of a quorum queue (tried): what is given back goes behind what
-was given back before, and before what nobody has had. So a look at the first five of ten that were looked at
-before would put those five last. Therefore, who has had one that was delivered before goes on until one comes
-that was not: then all that was ever given back is here, and goes back in one piece. It keeps its order when
-its connection is dropped, by consumer in the order of their tags, as long as these are 32 at the most; a
-Basic.Nack of many, and Basic.Get, shuffle.
+The letters come in *windows*. A window is a consumer that may hold so many of them, its prefetch; once it
+holds as many, the next one follows. Two things that RabbitMQ does are behind that (3.10, tried).
 
-And what it does with acks (its rabbit_fifo_client.erl): a channel that has sent a quorum queue 32 of them
-which are not on disk yet keeps the next ones to itself, and forgets them when it ends. So before it is
-dropped, :meth:`DeadReader.settle` makes sure that there are none; and who removes one after the other has so
-few on their way to here that there never are.
+**Order.** What is given back to a quorum queue goes behind what was given back before, and before what nobody
+has had. So a look at the first five of ten that were looked at before would put those five last. Therefore,
+once the reader had a letter that was delivered before, it reads on until one comes that was not: then all
+that was ever given back is here, and goes back in one piece. It goes back by dropping the connection, which
+keeps the order: consumer by consumer, by their tags, as long as there are 32 consumers at the most. (A
+Basic.Nack of many, and Basic.Get, shuffle.)
+
+**Acks.** A channel that has sent a quorum queue 32 acks which are not on disk yet keeps the next ones to
+itself, and forgets them when it ends (RabbitMQ's rabbit_fifo_client.erl). So before the connection is
+dropped, :meth:`DeadReader.settle` makes sure that there are none. Who removes letters one by one, and keeps
+none, never has so many in hand: one window of 30 serves for all.
 """
 
 from __future__ import annotations
@@ -46,11 +49,12 @@ TIMEOUT = 10.0
 _IDLE = 0.3
 #: Seconds that the broker may take to have back what is given back.
 _GIVE_BACK = 2.0
-#: Consumers, each with a window of deliveries, that a broker keeps in order.
+#: Windows for all letters: they keep the order, and leave room for :meth:`DeadReader._ask_queue`'s consumers.
 _WINDOWS = 30
-#: Deliveries that are on their way to here, at the least and, as AMQP counts them, at the most.
+#: Letters of a window, at the least and, as AMQP counts them, at the most.
 _WINDOW, _WIDEST = 30, 65_535
-#: As many, when some could not be removed and stay here; not so many that any is held for too long.
+#: Letters of the windows after the first, when some could not be removed and stay here; not so many that any
+#: is held for too long.
 _AROUND_KEPT = 100
 #: Acks that a quorum queue is sure to get, whatever becomes of the channel.
 _SURE = 30
@@ -92,17 +96,19 @@ class DeadReader:
         self._stopped = stopped
         self._connected: list[Connected] = []
         self._slot = Slot(self._dial, Gate())
-        self._arrived: deque[tuple[Any, BasicProperties, bytes]] = deque()
+        self._arrived: deque[tuple[Any, BasicProperties, bytes]] = deque()  # delivered, and not given out yet
         self._kept = contextlib.ExitStack()
+        # Letters that were counted, given out to the caller, and removed.
         self._total = self._place = self._removed = 0
-        self._window = self._wide = self._held = self._windows = 0
+        self._windows = 0  # that were opened
+        self._window = self._wide = 0  # letters of the open one, and of those after it
+        # Of the open one: given out and not removed; delivered; removed.
+        self._held = self._came = self._went = 0
+        self._first_tag, self._last_tag = 1, 0  # delivery tags: the open window's first, and the last so far
         self._all_kept = False
-        # Delivered and removed, of the window that is open.
-        self._came = self._went = 0
-        self._first_tag, self._last_tag = 1, 0
+        self._redelivered = False  # whether the letter that was given out last had been delivered before
         self._unsure = 0  # acks of which it is not known whether the queue got them
-        self._confirms: BlockingChannel | None = None  # the one that does
-        self._redelivered = False
+        self._confirms: BlockingChannel | None = None  # the channel that is in confirm mode
 
     def _dial(self, deadline: float) -> Connected:
         self._connected.append(connect(self._nodes, self._name, deadline))
@@ -385,8 +391,8 @@ class DeadReader:
             return
         with self._asking():
             channel.basic_qos(prefetch_count=1)  # answered when the broker has done all that came before
-        # Without a word: pika's goodbye gives back, one by one, what is still on its way, and so before what
-        # had come before.
+        # Without a word: pika's goodbye would give back what is still on its way, one by one, and so put it
+        # before what had come earlier.
         self._slot.abandon()
         self._windows = 0
         end = time.monotonic() + _GIVE_BACK
