@@ -99,9 +99,9 @@ def _about(delivery: Delivery, error: BaseException, now: datetime.datetime) -> 
 def _copy(delivery: Delivery, about: dict[str, str | int]) -> EncodedProperties:
     try:
         result = delivery.encoded()
-    except UndecodableMessage:
-        persistent: Any = BasicProperties  # pika's generated classes are not annotated
-        result = EncodedProperties(b"".join(persistent(delivery_mode=2).encode()))
+    except UndecodableMessage:  # there is nothing to pass on but the body, which is to outlive a restart
+        make: Any = BasicProperties  # pika's generated classes are not annotated
+        result = EncodedProperties(b"".join(make(delivery_mode=2).encode()))
     result.leave_out(*_NOT_KEPT)
     result.leave_out_headers(_is_about_the_past)
     result.put({FAILURE + name: value for name, value in about.items()})

@@ -20,8 +20,9 @@ logger = logging.getLogger("flask_pika.consumer")
 
 
 class Recovery:
-    """Publishes copies, in the handler's thread, which waits for the broker's confirm. So in every crash in
-    between, the broker has the original, or the copy, or both.
+    """Publishes a copy of what failed, in the handler's thread, which waits for the broker's confirm.
+
+    So whatever crashes in between, the broker has the original, or the copy, or both.
 
     :param publish: publishes a message, confirmed.
     :param declare: declares a queue, which may exist.

@@ -20,6 +20,8 @@ from .topology_view import dot, shown, text, value_shown
 #: Gives the app's states, by their prefix: all, or the one that is meant.
 States = Callable[[str | None], Mapping[str, State]]
 
+_NOTHING = "nothing is registered: see fpika.exchange() and fpika.queue()"
+#: Of a step's outcome, for people.
 _WORDS = {
     "made": "made",
     "stood": "stood",
@@ -37,7 +39,7 @@ def _declare(state: State, how: str, timeout: float) -> bool:
     """Do what the command was told, of one ``Pika`` object; whether all is well."""
     steps = state.steps()
     if not steps:
-        click.echo("nothing is registered: see fpika.exchange() and fpika.queue()")
+        click.echo(_NOTHING)
     if how == "dry-run":
         for step in steps:
             click.echo(f"{_row(step, steps)}  {_details(step)}".rstrip())
@@ -144,7 +146,7 @@ def make_commands(states: States, seconds: click.ParamType[Any]) -> Iterator[cli
             except SetupError as exc:
                 raise click.ClickException(str(exc)) from exc
             lines = dot(current_app.name, exchanges, queues) if graph else text(exchanges, queues)
-            click.echo("\n".join(lines) or "nothing is registered: see fpika.exchange() and fpika.queue()")
+            click.echo("\n".join(lines) or _NOTHING)
 
     yield declare_command
     yield topology_command
