@@ -203,7 +203,8 @@ class Preparation:
         if not steps:
             ended([])
             return
-        begun = declaring = Declaring(connection, guarded, steps, ended, self._costly)
+        # Two names for one: to a type checker, the first one, which ended() looks at, may still be None.
+        declaring = begun = Declaring(connection, guarded, steps, ended, self._costly)
 
         def give_up() -> None:
             if not is_over and self._connection() is connection:
