@@ -150,8 +150,8 @@ def replay(
             count = sum(1 for _ in _matching(reader.letters(total, all_kept=True), match, wanted or None))
             _end(f"{count} of {total} dead letters would be replayed to {queue!r}", stopped())
             return
-        # A minute's worth: RabbitMQ lets nobody hold a message for longer than half an hour.
-        first = min(wanted, 100 if rate is None else max(1, int(min(rate, 2) * 60)))
+        # Of a slow one, a minute's worth: RabbitMQ lets nobody hold a message for longer than half an hour.
+        first = wanted if rate is None else min(wanted, max(1, int(min(rate, 2) * 60)))
         letters = reader.letters(total, all_kept=bool(match), first=None if match else first)
         done = failed = 0
         problem = ""
