@@ -50,7 +50,8 @@ class Broker:
     :param dead_letter_retry: seconds from when a dead letter that no queue took is tried again, with the
         strategy at-least-once. RabbitMQ's ``dead_letter_worker_publisher_confirm_timeout``.
     :param event: called with a line for each thing that happens, each message among them, in the broker's
-        thread. The logger ``flask_pika.broker`` has them too, as INFO, without the messages.
+        thread. The logger ``flask_pika.broker`` has the same lines, as INFO; those about messages only
+        where ``event`` is given.
     """
 
     def __init__(
