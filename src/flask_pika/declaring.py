@@ -1,4 +1,4 @@
-"""Declaring what an app needs on a link's connection, before it is used for anything else."""
+"""Declaring what an app needs on a link's connection, the publisher's or a worker's, before all else."""
 
 from __future__ import annotations
 
@@ -130,11 +130,11 @@ class Preparation:
         self._more = more
         self._own = frozenset(own) if mode == "auto" else frozenset()
         self._declared = -1  # the topology's version
-        self._told = ""
-        self._connection: Callable[[], object] = lambda: None
+        self._told = ""  # what was logged last
+        self._connection: Callable[[], object] = lambda: None  # a weak reference
         # Steps that the broker closed the connection over: left out, until it is lost for another reason.
         self._refused: list[tuple[Step, TopologyMismatch]] = []
-        self._was_costly = False
+        self._was_costly = False  # whether the latest connection was closed over one
         self._unmade: set[str] = set()  # names of what could not be declared
         self._waiting: list[Callable[[], object]] = []  # for the end of what is under way
 

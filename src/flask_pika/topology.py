@@ -96,7 +96,7 @@ class Topology:
         self.version = 0
 
     def add(self, thing: Exchange | Queue) -> None:
-        """Register it; once more, when it is the same.
+        """Register it, unless the same is registered already.
 
         :raises TopologyError: it was registered before, and differently; or a binding makes no sense.
         """

@@ -1,4 +1,4 @@
-"""The server: listens, keeps the connections, and does wrong on demand. All in the broker's thread."""
+"""The server: listens, keeps the connections, and has faults on demand. All in the broker's thread."""
 
 from __future__ import annotations
 
