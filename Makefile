@@ -4,6 +4,9 @@ VENV := .venv
 DOCS_VENV := .venv-docs
 # What Sphinx needs. Nothing else does.
 DOCS_PYTHON := 3.13
+BENCH_VENV := .venvs/bench
+# What amqpstorm needs. No peer needs a newer one.
+BENCH_PYTHON := 3.11
 BROKER ?= embedded
 export BROKER
 
@@ -59,16 +62,18 @@ docs:  ## build the documentation in docs/_build/html; a warning is an error
 	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)' here: install Python 3.10 or newer"; exit 1; }
 	@python=$$($(PYTHON) -m tools.newest_python $(DOCS_PYTHON)) && scripts/make-venv "$$python" $(DOCS_VENV) docs
 	@$(DOCS_VENV)/bin/python -m tools.reference --check
+	@$(DOCS_VENV)/bin/python -m benchmarks.page --check
 	@$(DOCS_VENV)/bin/python -m sphinx --builder html --nitpicky --fail-on-warning --quiet docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench:  ## measure pool, publisher, worker and embedded broker beside what else there is
+bench:  ## measure it beside its peers, each in an environment of its own, and write docs/benchmarks.md; some 45 minutes
 	@scripts/ensure-rabbitmq
-	@scripts/make-venv $(PYTHON) $(VENV) bench
-	@$(VENV)/bin/python -m benchmarks.pool
-	@$(VENV)/bin/python -m benchmarks.broker
-	@$(VENV)/bin/python -m benchmarks.publishing --memory
-	@$(VENV)/bin/python -m benchmarks.consuming
+	@scripts/ensure-wrk || true
+	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)' here: install Python 3.10 or newer"; exit 1; }
+	@python=$$($(PYTHON) -m tools.newest_python $(BENCH_PYTHON)) && scripts/make-venv "$$python" $(BENCH_VENV) bench
+	@$(BENCH_VENV)/bin/python -m benchmarks.broker
+	@$(BENCH_VENV)/bin/python -m benchmarks.peers
+	@$(BENCH_VENV)/bin/python -m benchmarks.page
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) $(DOCS_VENV) .venvs docs/_build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -8,6 +8,9 @@ import time
 
 from pika import frame, spec
 
+_FRAME_MAX = 131072
+#: Of a body, in one frame.
+_PIECE = _FRAME_MAX - spec.FRAME_HEADER_SIZE - spec.FRAME_END_SIZE
 _ACK = struct.pack(">I", spec.Basic.Ack.INDEX)
 _DELIVER = struct.pack(">I", spec.Basic.Deliver.INDEX)
 
@@ -15,10 +18,10 @@ _DELIVER = struct.pack(">I", spec.Basic.Deliver.INDEX)
 class BareSocket:
     """A connection to RabbitMQ that publishes the same message and counts its confirms, or counts deliveries.
 
-    One thing at a time: ``publish()`` as often as you like, or ``consume()`` once.
+    One thing at a time: ``publish()`` or ``write()`` as often as you like, or ``consume()`` once.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, confirm: bool = True) -> None:
         self._sock = socket.create_connection(("127.0.0.1", port))
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
@@ -29,30 +32,34 @@ class BareSocket:
         self._wait_for(spec.Connection.Start)
         self._send(0, spec.Connection.StartOk({}, "PLAIN", b"\0guest\0guest", "en_US"))
         self._wait_for(spec.Connection.Tune)
-        self._send(0, spec.Connection.TuneOk(10, 131072, 0))
+        self._send(0, spec.Connection.TuneOk(10, _FRAME_MAX, 0))
         self._send(0, spec.Connection.Open("/"))
         self._wait_for(spec.Connection.OpenOk)
         self._send(1, spec.Channel.Open())
         self._wait_for(spec.Channel.OpenOk)
-        self._send(1, spec.Confirm.Select())
-        self._wait_for(spec.Confirm.SelectOk)
+        if confirm:
+            self._send(1, spec.Confirm.Select())
+            self._wait_for(spec.Confirm.SelectOk)
 
-    def publish(self, times: int, window: int, exchange: str, routing_key: str, body: bytes) -> None:
-        """Publish, ``window`` in flight, mandatory to the default exchange, and wait for the last confirm."""
-        # The properties that publish() gives to such a message.
+    @staticmethod
+    def encoded(exchange: str, routing_key: str, body: bytes) -> bytes:
+        """The frames of a message, with the properties that publish() gives to it; mandatory if it can be."""
         properties = spec.BasicProperties(
             content_type="application/octet-stream", delivery_mode=2, message_id="0" * 32, timestamp=1
         )
-        message = b"".join(
+        return b"".join(
             (
                 frame.Method(
                     1,
                     spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=not exchange),
                 ).marshal(),
                 frame.Header(1, len(body), properties).marshal(),
-                frame.Body(1, body).marshal(),
+                *(frame.Body(1, body[at : at + _PIECE]).marshal() for at in range(0, len(body), _PIECE)),
             )
         )
+
+    def publish(self, message: bytes, times: int = 1, window: int = 1) -> None:
+        """Publish what was encoded, ``window`` in flight, and wait for the last confirm."""
         last = self._tag + times
         while (confirmed := self._settled + len(self._early)) < last:
             room = min(last, confirmed + window) - self._tag
@@ -61,6 +68,15 @@ class BareSocket:
                 self._sock.sendall(message * room)
                 self._tag += room
             self._read_confirms()
+
+    def write(self, message: bytes) -> None:
+        """Publish what was encoded, on a connection without confirms."""
+        self._sock.sendall(message)
+
+    def flush(self, queue: str) -> None:
+        """Return when the broker has read all that was written."""
+        self._send(1, spec.Queue.Declare(queue=queue, passive=True))
+        self._wait_for(spec.Queue.DeclareOk)
 
     def _read_confirms(self) -> None:
         data = self._buffer + self._sock.recv(65536)
@@ -102,7 +118,7 @@ class BareSocket:
                 self._buffer += self._sock.recv(65536)
         self._send(1, spec.Channel.Close(200, "", 0, 0))
         self._wait_for(spec.Channel.CloseOk)  # it has read the acknowledgements
-        return (taken - first) / (ended - began)
+        return (taken - first) / max(ended - began, 1e-6)
 
     def _count_deliveries(self) -> int:
         data, at, found = self._buffer, 0, 0

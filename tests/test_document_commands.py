@@ -429,7 +429,8 @@ def test_every_command_in_a_sentence_exists_with_its_options(document: str) -> N
         if words[0] == "make":
             assert words[1] in targets, command
         elif words[:2] == ["python", "-m"] or command.startswith(".venv/bin/python -m"):
-            assert (ROOT / (words[2].replace(".", "/") + ".py")).exists(), command
+            module = ROOT / words[2].replace(".", "/")
+            assert module.with_suffix(".py").exists() or (module / "__main__.py").exists(), command
         elif "pika" in words:
             exists(words[words.index("pika") + 1 :], command)
         elif words[0] == "gunicorn":

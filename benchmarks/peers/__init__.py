@@ -1,0 +1,1 @@
+"""Flask-Pika beside its peers: each in a process of its own, in an environment of its own."""
