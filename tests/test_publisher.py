@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pika
@@ -816,39 +816,31 @@ def test_without_files_to_be_had_a_publish_fails_and_the_next_one_tries_again(
     fpika.publish(b"", mandatory=False)
 
 
-def test_an_interrupt_between_the_word_and_the_telling_costs_one_publish_at_the_most(
-    everyday: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fpika = publishing(everyday.params)
+def again(fpika: Pika) -> None:
     fpika.publish(b"", mandatory=False)
-    outbox: Any = fpika._state().publisher()._outbox
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(outbox, "_wake", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            fpika.publish(b"", mandatory=False)
-    fpika.publish(b"", mandatory=False)
-    wait_for(lambda: fpika.stats().publisher.pending == 0, "nothing is left behind")
 
 
-def test_an_interrupt_between_the_word_and_the_telling_holds_up_no_many(
-    everyday: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fpika = publishing(everyday.params)
-    fpika.publish(b"", mandatory=False)
-    outbox: Any = fpika._state().publisher()._outbox
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(outbox, "_wake", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            fpika.publish(b"", mandatory=False)
+def many_at_once(fpika: Pika) -> None:
     assert fpika.publish_many([Message(b"", mandatory=False)], timeout=10).confirmed == 1
+
+
+@pytest.mark.parametrize("publish", [again, many_at_once])
+def test_an_interrupt_between_the_word_and_the_telling_costs_one_publish_at_the_most(
+    everyday: Node, monkeypatch: pytest.MonkeyPatch, publish: Callable[[Pika], None]
+) -> None:
+    fpika = publishing(everyday.params)
+    fpika.publish(b"", mandatory=False)
+    outbox: Any = fpika._state().publisher()._outbox
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outbox, "_wake", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fpika.publish(b"", mandatory=False)
+    publish(fpika)
+    wait_for(lambda: fpika.stats().publisher.pending == 0, "nothing is left behind")
 
 
 def test_an_interrupt_while_the_link_is_told_costs_one_publish_at_the_most(everyday: Node) -> None:

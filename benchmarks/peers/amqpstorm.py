@@ -114,14 +114,6 @@ class Storm(Peer):
                 calls.append(lambda channel=channel: publish(channel))  # type: ignore[misc]
             yield calls
 
-    @contextlib.contextmanager
-    def bulk(self, case: Case, count: int) -> Iterator[Call]:
-        if not case.get("one_by_one"):
-            raise NotOffered(self.ONE_IN_FLIGHT)
-        with self.publisher(case) as (call, _flush):
-            call()
-            yield lambda: [call() for _ in range(count)]
-
     def consume(self, case: Case, tally: Tally) -> None:
         if self.options.get("pool"):
             raise NotOffered("is a pool, and what it lends is amqpstorm's")

@@ -16,7 +16,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -139,9 +139,14 @@ class Peer:
         """What a thread needs around its calls: an app context, for one."""
         return nullcontext()
 
-    def bulk(self, case: Case, count: int) -> AbstractContextManager[Call]:
-        """What publishes so many messages, all of them confirmed."""
-        raise NotOffered(self.ONE_IN_FLIGHT)
+    @contextlib.contextmanager
+    def bulk(self, case: Case, count: int) -> Iterator[Call]:
+        """What publishes so many messages, all of them confirmed; one by one where the case allows it."""
+        if not case.get("one_by_one"):
+            raise NotOffered(self.ONE_IN_FLIGHT)
+        with self.publisher(case) as (call, _flush):
+            call()
+            yield lambda: [call() for _ in range(count)]
 
     def consume(self, case: Case, tally: Tally) -> None:
         """Consume until the tally is full."""

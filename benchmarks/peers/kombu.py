@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.peers.base import NAMED, PATIENCE, POOL, PREFETCH, Call, Case, NotOffered, Peer, Tally, load
+from benchmarks.peers.base import NAMED, PATIENCE, POOL, PREFETCH, Call, Case, Peer, Tally, load
 
 
 class Kombu(Peer):
@@ -87,14 +87,6 @@ class Kombu(Peer):
                     publish(producer)
 
             yield [pooled] * case.threads
-
-    @contextlib.contextmanager
-    def bulk(self, case: Case, count: int) -> Iterator[Call]:
-        if not case.get("one_by_one"):
-            raise NotOffered(self.ONE_IN_FLIGHT)
-        with self.publisher(case) as (call, _flush):
-            call()
-            yield lambda: [call() for _ in range(count)]
 
     def consume(self, case: Case, tally: Tally) -> None:
         kombu = load("kombu")

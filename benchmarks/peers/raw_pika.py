@@ -51,14 +51,6 @@ class RawPika(Peer):
                 calls.append(publishing(channel, case))
             yield calls
 
-    @contextlib.contextmanager
-    def bulk(self, case: Case, count: int) -> Iterator[Call]:
-        if not case.get("one_by_one"):
-            raise NotOffered(self.ONE_IN_FLIGHT)
-        with self.publisher(case) as (call, _flush):
-            call()
-            yield lambda: [call() for _ in range(count)]
-
     def consume(self, case: Case, tally: Tally) -> None:
         with contextlib.closing(connect(case)) as connection:
             channel = connection.channel()
