@@ -310,7 +310,8 @@ def test_consumers_take_turns(desk: Desk) -> None:
         desk.fill(many, [f"many {n}" for n in range(50)])
         gate.wait_for(1)
         desk.fill(few, [f"few {n}" for n in range(10)])
-        wait_for(lambda: sum(one.in_flight for one in worker.stats()) == 60, "all to be here")
+        # Not "they are here": they are counted a moment before they wait.
+        wait_for(lambda: worker._backlog._tickets.qsize() == 59, "all others to wait for the thread")
         gate.open()
         handled.wait_for(60)
     whose = [text.split()[0] for text in handled]
