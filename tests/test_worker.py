@@ -902,6 +902,7 @@ def test_a_handler_that_is_not_done_in_time_has_its_message_come_again(
     with working(desk.fpika, gate) as worker:
         gate.wait_for(1)
         handled.wait_for(2)
+        wait_for(lambda: stats_of(worker).in_flight == 1, "the others' acks")
         assert worker.stop(0.05) is False
         assert worker.stop() is False, "what it was"
         assert stats_of(worker).state == "stopped"
