@@ -1290,7 +1290,8 @@ def test_a_channel_that_is_closed_is_its_consumers_own_affair(
 
 def test_a_broker_that_is_frozen_is_noticed_and_consumed_again(broker: Broker, faulty: Desk) -> None:
     """Not the public way: what is not noticed by the link is noticed by pika, but that takes long."""
-    params = {"host": "127.0.0.1", "port": broker.port, "heartbeat": 1}
+    # Not 1: after two heartbeats, the broker hangs up on who stood still.
+    params = {"host": "127.0.0.1", "port": broker.port, "heartbeat": 2}
     app, fpika = make_app(params, name="patient")
     queue, handled, gate = faulty.queue(), Handled(), Gate()
 
