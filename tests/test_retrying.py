@@ -21,6 +21,7 @@ from flask_pika.encoded import EncodedProperties
 from flask_pika.retry import dead_queue, waiting_queue
 from tests.conftest import Node, wait_for
 from tests.test_worker import Desk, Gate, Handled, lines_of, stats_of, working
+from tests.test_worker import _patient_goodbye as _patient_goodbye
 
 CONSUMER_LOG = "flask_pika.consumer"
 #: A broker's timer counts whole milliseconds, on a clock of its own.

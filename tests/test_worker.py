@@ -118,6 +118,12 @@ def faulty(broker: Broker) -> Iterator[Desk]:
         made.close()
 
 
+@pytest.fixture(autouse=True)
+def _patient_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop waits for a broker that stands still: else what was settled may get nowhere, or be seen late."""
+    monkeypatch.setattr("flask_pika.worker._GOODBYE", 60.0)
+
+
 class Gate:
     """What handlers wait at."""
 

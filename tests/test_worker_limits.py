@@ -16,6 +16,7 @@ from tests.test_worker import (  # noqa: F401 - fixtures
     Desk,
     Gate,
     Handled,
+    _patient_goodbye,
     broker,
     desk,
     faulty,
