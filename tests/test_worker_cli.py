@@ -92,7 +92,13 @@ class Command:
 
     def ends(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.exit_code()
+
+    def exit_code(self) -> int:
+        """When it has ended, and all that it said is here."""
+        code = self.process.wait(60)
+        self._reader.join(60)
+        return code
 
     def close(self) -> None:
         ended = [self.process.pid, *self.children()]
@@ -402,7 +408,7 @@ def test_one_that_a_broker_refuses_leaves_an_async_handler_of_another_broker_beh
             publish(broker, "long")
             worker.says("begun")
             refusing.accept()
-            assert worker.process.wait(60) == 5
+            assert worker.exit_code() == 5
             worker.says("1 handlers were not done in time")
         finally:
             worker.close()
@@ -439,7 +445,7 @@ def test_with_ack_none_what_ends_its_worker_does_not_come_again(
     publish(broker, "deadly")
     worker = Command(place, broker.url, "--threads=1")
     try:
-        assert worker.process.wait(60) == 7, worker.said
+        assert worker.exit_code() == 7, worker.said
     finally:
         worker.close()
     wait_for(lambda: not broker.connections, "the broker to have heard of it")
@@ -449,7 +455,7 @@ def test_with_ack_none_what_ends_its_worker_does_not_come_again(
 def test_what_would_fail_in_every_process_ends_them_all(place: Path, broker: Broker) -> None:
     worker = Command(place, broker.url.replace("guest:guest", "guest:wr0ng"), "--processes=3")
     try:
-        assert worker.process.wait(60) == 5
+        assert worker.exit_code() == 5
         assert "user name or password refused" in worker.said
         assert "wr0ng" not in worker.said
         assert "another one starts" not in worker.said
@@ -495,7 +501,7 @@ def test_what_is_wrong_is_said_in_a_line_with_its_exit_code(
     (tmp_path / "app.py").write_text(source)
     worker = Command(tmp_path, broker.url, *options)
     try:
-        assert worker.process.wait(60) == code, worker.said
+        assert worker.exit_code() == code, worker.said
         worker.says(said)
         assert "Traceback" not in worker.said
     finally:
@@ -506,7 +512,7 @@ def test_a_health_port_that_is_taken_is_named(command: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         worker = command(f"--health-port={port}")
-        assert worker.process.wait(60) == 2
+        assert worker.exit_code() == 2
         worker.says(f"cannot listen on 127.0.0.1:{port}")
 
 
@@ -539,7 +545,6 @@ def test_reload_begins_anew_when_a_file_changes_also_one_that_was_wrong(
     app.write_text(APP.replace('"audit"', '"more"'))
     wait_for(lambda: broker.queues["more"].consumers, "it consumes what it says now")
     assert worker.ends(signal.SIGINT) == 0
-    worker._reader.join(30)
 
 
 def test_a_log_that_the_app_configures_is_left_as_it_is(tmp_path: Path, broker: Broker) -> None:

@@ -36,7 +36,7 @@ def test_signal_that_comes_while_it_is_stopped_ends_it(place: Path, broker: Brok
             stop(pid)
             os.kill(pid, signal.SIGTERM)
             os.kill(pid, signal.SIGCONT)
-            assert command.process.wait(20) == 0
+            assert command.exit_code() == 0
         finally:
             command.close()
         wait_for(lambda: not broker.connections, "the end of its connection")
