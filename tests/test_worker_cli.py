@@ -189,7 +189,7 @@ def test_it_says_what_it_consumes_handles_it_and_drains(command: Any, broker: Br
     assert "Traceback" not in worker.said
     broker.queues["orders"].wait_for(0)
     assert not broker.queues["orders"].unacked
-    assert not broker.connections
+    wait_for(lambda: not broker.connections, "the end of its connection")
 
 
 def test_options_can_be_in_the_environment_and_queues_be_named(command: Any, broker: Broker) -> None:
@@ -316,7 +316,7 @@ def test_a_process_that_ends_is_replaced_and_its_message_comes_again(command: An
     left = worker.children()
     assert worker.ends() == 0
     assert not [pid for pid in left if is_there(pid)]
-    assert not broker.connections
+    wait_for(lambda: not broker.connections, "the end of their connections")
 
 
 def test_a_process_that_is_stuck_is_told_to_be_not_live(command: Any, broker: Broker) -> None:
