@@ -55,6 +55,13 @@ other = Pika(app, config_prefix="OTHER")
 other.consumer("orders")(audit)
 """
 
+#: Goes on from APP: a child that stands still for a while is as live as one that does not.
+PATIENT = """
+from flask_pika import processes
+
+processes._ANSWER = 20.0
+"""
+
 
 class Command:
     """A ``flask pika worker`` that runs, and what it says."""
@@ -125,6 +132,12 @@ def broker() -> Iterator[Broker]:
 def place(tmp_path: Path) -> Path:
     (tmp_path / "app.py").write_text(APP)
     return tmp_path
+
+
+@pytest.fixture
+def patient(place: Path) -> None:
+    """The parent waits for what its children say of their health."""
+    (place / "app.py").write_text(APP + PATIENT)
 
 
 @pytest.fixture
@@ -246,6 +259,7 @@ def test_it_is_ready_while_every_consumer_consumes_and_not_before(command: Any, 
     assert worker.ends() == 0
 
 
+@pytest.mark.usefixtures("patient")
 def test_garbage_on_the_health_port_is_nobodys_incident(command: Any, broker: Broker) -> None:
     declare(broker, "orders", "audit")
     port = free_port()
@@ -262,6 +276,7 @@ def test_garbage_on_the_health_port_is_nobodys_incident(command: Any, broker: Br
     assert "Traceback" not in worker.said
 
 
+@pytest.mark.usefixtures("patient")
 def test_probes_that_overlap_are_all_told_the_truth(command: Any, broker: Broker) -> None:
     declare(broker, "orders", "audit")
     port = free_port()
@@ -281,6 +296,7 @@ def test_probes_that_overlap_are_all_told_the_truth(command: Any, broker: Broker
     assert "Traceback" not in worker.said
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_client_that_never_comes_to_an_end_is_hung_up_on_and_others_are_answered(
     command: Any, broker: Broker, processes: int
@@ -312,6 +328,7 @@ def test_a_client_that_never_comes_to_an_end_is_hung_up_on_and_others_are_answer
     assert worker.ends() == 0
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_process_that_ends_is_replaced_and_its_message_comes_again(command: Any, broker: Broker) -> None:
     declare(broker, "orders", "audit")
     port = free_port()
