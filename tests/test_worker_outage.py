@@ -122,6 +122,29 @@ def has_the_same_tags(tap: Wiretap, connection: int, held: Sequence[Run]) -> Non
     )
 
 
+def no_thread_is_between(ledger: Ledger, since: float) -> None:
+    """Wait until each thread has begun what it had taken before: it is at a run, or has begun another one.
+
+    :param since: when nothing more of the connection before could be taken.
+    """
+
+    def all_have_begun() -> bool:
+        last = {run.thread: run for run in ledger.runs}
+        return len(last) == THREADS and all(
+            run.outcome is None or run.begun >= since for run in last.values()
+        )
+
+    wait_for(all_have_begun, lambda: f"{THREADS} threads have begun: {ledger.counts()}", 60)
+
+
+def broker_has_heard_of(tap: Wiretap, done: int, prefetch: int) -> None:
+    """Wait until the broker has: it has delivered as many more as were acked."""
+    wait_for(
+        lambda: len(tap.delivered) == done + prefetch,
+        lambda: f"{done} acks are heard: {len(tap.delivered)} are delivered, not {done + prefetch}",
+    )
+
+
 def all_are_committed(ledger: Ledger, published: Sequence[str]) -> None:
     wait_for(lambda: ledger.committed >= set(published), lambda: f"all: {ledger.counts()}", 60)
 
@@ -164,7 +187,7 @@ def test_a_broker_that_is_stopped_in_order_hears_of_all_that_was_done(
         published = publish(fragile_node, work, 1000)
         with fpika.worker(threads=THREADS) as worker, handler:
             held = all_hold(ledger, committed=30)
-            wait_for(lambda: sum(one.outcome == "acked" for one in tap.delivered) == 30, "they are acked")
+            broker_has_heard_of(tap, 30, prefetch=50)
             with ledger.disturbance():
                 fragile_node.stop()
                 wait_for(lambda: not worker.is_ready, "it has noticed")
@@ -193,9 +216,10 @@ def test_connections_that_an_operator_closes_cost_no_more_than_what_was_in_fligh
                 has_begun(ledger, 200 * number + 100)
                 with ledger.disturbance():
                     fragile_node.ctl("close_all_connections", "an operator's whim")
-                    # A thread may have taken one just before, and begin a moment after that is noticed.
                     wait_for(lambda: tap.connections == number + 2, "it connects anew")  # noqa: B023
                     wait_for(is_ready(worker), "it consumes")
+                    # One may have taken a message just before, and begin a moment after that is noticed.
+                    no_thread_is_between(ledger, time.monotonic())
             handler.allow()
             all_are_committed(ledger, published)
         tap.check(ledger, broker_heard_all=False)
@@ -387,6 +411,7 @@ def test_when_its_node_is_gone_the_worker_goes_to_the_next_of_the_list(
             all_hold(ledger, committed=30)
             used, spare = (fragile_node, node) if proxies[fragile_node].connections else (node, fragile_node)
             assert proxies[spare].connections == 0
+            broker_has_heard_of(proxies[used], 30, prefetch=50)
             with ledger.disturbance():
                 ends[used].close()  # whoever connects there is refused from now on
                 wait_for(lambda: proxies[spare].connections == 1, "it goes to the other one")
