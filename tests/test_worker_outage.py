@@ -232,7 +232,7 @@ def test_connections_that_an_operator_closes_cost_no_more_than_what_was_in_fligh
 def test_handlers_that_take_three_heartbeats_keep_the_connection_and_hold_up_nobody(
     fragile_node: RabbitMQNode, work: str, ledger: Ledger, both_ways: str
 ) -> None:
-    heartbeat, slow = 1, THREADS - 1
+    heartbeat, slow = 4, THREADS - 1  # the connection is to outlive a RabbitMQ that stands still for 3 s
     handler = Handler(ledger, permits=0)
     with Wiretap(fragile_node.port) as tap, queues(fragile_node, "slow"):
         fpika = publishing({**fragile_node.params, "port": tap.port, "heartbeat": heartbeat})
@@ -343,7 +343,7 @@ def test_with_a_prefetch_of_1000_there_are_never_more(
 def test_a_connection_that_goes_silent_is_noticed_within_the_heartbeat_and_all_is_handled_over_another(
     fragile_node: RabbitMQNode, work: str, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heartbeat, prefetch = 2, 50
+    heartbeat, prefetch = 4, 50
     handler = Handler(ledger, permits=30)
     with Wiretap(fragile_node.port) as first, Wiretap(fragile_node.port) as second:
         about = {**fragile_node.params, "heartbeat": heartbeat, "stack_timeout": 5}
@@ -358,6 +358,7 @@ def test_a_connection_that_goes_silent_is_noticed_within_the_heartbeat_and_all_i
                 used.silence()
                 # Handlers end while nobody knows yet that their acks get nowhere.
                 handler.allow(4)
+                all_hold(ledger, committed=34)
                 wait_for(lambda: not worker.is_ready, "it notices")
             # Pika would notice, too, two heartbeats later. Who says this counts looks: no clock is asked.
             assert f"RabbitMQ has been silent for {heartbeat} s" in caplog.text
@@ -378,7 +379,7 @@ def test_a_broker_that_freezes_and_thaws_gets_its_worker_back(
     fragile_node: RabbitMQNode, work: str, ledger: Ledger
 ) -> None:
     handler = Handler(ledger, permits=30)
-    fpika = publishing({**fragile_node.params, "heartbeat": 1, "stack_timeout": 5})
+    fpika = publishing({**fragile_node.params, "heartbeat": 4, "stack_timeout": 5})
     fpika.consumer(work, prefetch=50)(handler)
     published = publish(fragile_node, work, 1000)
     with fpika.worker(threads=THREADS) as worker, handler:
