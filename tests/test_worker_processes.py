@@ -152,7 +152,8 @@ def test_what_no_handler_has_begun_goes_back_at_once_and_what_runs_is_finished(
 ) -> None:
     held = processes * THREADS
     published = publish_bodies(node, work, [f"{number:05} hold" for number in range(held)])
-    leaving = start(f"--processes={processes}", PREFETCH=THREADS if processes > 1 else PREFETCH)
+    prefetch = THREADS if processes > 1 else PREFETCH
+    leaving = start(f"--processes={processes}", "--drain-timeout=600", PREFETCH=prefetch)
     wait_for(lambda: len(ledger.of(None)) == held, lambda: leaving.said, 60)
     published += publish(node, work, 100, "later-")
     if processes == 1:
