@@ -274,18 +274,19 @@ def test_a_process_that_is_killed_is_replaced_and_what_it_had_comes_again(
     def pids() -> set[int]:
         return {run.pid for run in ledger.runs}
 
-    wait_for(lambda: len(pids()) == 2, lambda: worker.said, 60)
+    def have_begun(count: int) -> bool:
+        # However much the others have done meanwhile, there is something for each.
+        published.extend(publish(node, work, 50, f"{len(published)}-"))
+        return len(pids()) == count
+
+    wait_for(lambda: have_begun(2), lambda: worker.said, 60)
     children = worker.children
     assert set(children) == pids()
     with ledger.disturbance():
         os.kill(children[0], signal.SIGKILL)
         wait_for(lambda: children[0] not in worker.children, "the parent sees it")
 
-    def a_third_one_works() -> bool:
-        published.extend(publish(node, work, 50, f"{len(published)}-"))
-        return len(pids()) == 3
-
-    wait_for(a_third_one_works, lambda: worker.said, 60)
+    wait_for(lambda: have_begun(3), lambda: worker.said, 60)
     all_are_committed(ledger, published)
     assert worker.ends() == 0, worker.said
     ledger.check_all(published)
