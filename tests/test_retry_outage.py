@@ -349,6 +349,7 @@ class Shop:
     def is_done(self, worker: Worker, ids: Collection[str]) -> None:
         wait_for(lambda: self.ledger.committed >= set(ids), lambda: f"{ids}: {self.ledger.counts()}", 60)
         wait_for(lambda: not worker.stats()[0].in_flight, "all is settled")
+        wait_for(lambda: worker.running == 0, "and counted, by threads that were on their way back")
         wait_for(lambda: self.names.is_idle(self.node), "nothing waits")
 
 

@@ -322,7 +322,7 @@ def test_a_handler_says_when(desk: RetryDesk) -> None:
     with working(desk.fpika) as worker:
         failing.handled.wait_for(1)
         assert stats_of(worker).failed == 0
-        assert stats_of(worker).retried == 3
+        wait_for(lambda: stats_of(worker).retried == 3, "its count, which may come after the copy")
     no_earlier(list(failing.arrivals), [0.13, 0.02, 0.001])
     desk.is_idle(queue, retry, [0.13, 0.001])
 
