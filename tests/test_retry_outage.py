@@ -412,7 +412,9 @@ def test_a_broker_that_is_killed_between_copy_and_ack_has_both(
 def test_a_broker_that_is_killed_while_messages_wait_brings_each_again_once(
     fragile_node: RabbitMQNode, ledger: Ledger, kind: str
 ) -> None:
-    delay = 10.0  # longer than it takes to see that all wait, and to kill the broker
+    # Longer than it takes to see that all wait, and to kill the broker: what rabbitmqctl says of a quorum
+    # queue is up to 5 s old.
+    delay = 20.0
     shop = Shop(fragile_node, ledger, kind, Retry(attempts=2, delay=delay))
     with shop.works() as worker:
         ids = shop.publish([f"{n} fails:1" for n in range(10)])
