@@ -281,13 +281,20 @@ def test_of_10000_messages_of_which_a_tenth_fail_each_is_handled_once_or_dead_on
     worker = start("--processes=2", **settings)
     names.are_declared(node, worker)
     published = publish_bodies(node, names.queue, last_held(bodies(plan), 2 * 100))
-    wait_for(lambda: ledger.begun() >= 3_000, lambda: worker.said[-3000:], 60)
+
+    def processes() -> int:
+        return len({run.pid for run in ledger.runs})
+
+    wait_for(lambda: ledger.begun() >= 3_000 and processes() == 2, lambda: worker.said[-3000:], 60)
     worker.send(signal.SIGTERM)
     wait_for(lambda: not names.consumers(node), lambda: worker.said[-3000:], 60)
     hold.touch()  # what it has begun
     assert worker.ends() == 0, worker.said[-3000:]
     assert len({run.id for run in ledger.runs}) < len(published), "it was in the middle of it"
+    hold.unlink()  # so that there is something left for the second one of these as well
     worker = start("--processes=2", **settings)
+    wait_for(lambda: processes() == 4, lambda: worker.said[-3000:], 60)
+    hold.touch()
     all_end(names, node, ledger, plan, worker)
     names.has_heard_all(node)
     assert worker.ends() == 0, worker.said[-3000:]
@@ -301,7 +308,7 @@ def test_of_10000_messages_of_which_a_tenth_fail_each_is_handled_once_or_dead_on
     runs = collections.Counter(run.id for run in ledger.runs)
     assert runs == {one: min(times + 1, RETRY.attempts) for one, times in plan.items()}, "no run too many"
     assert not ledger.of(None)
-    assert len({run.pid for run in ledger.runs}) == 4
+    assert processes() == 4
     for _, headers in found:
         assert (headers["x-failure-attempts"], headers["x-failure-type"]) == (RETRY.attempts, "RuntimeError")
         assert headers["x-failure-message"] == "as the message says"
