@@ -16,6 +16,7 @@ import pika
 import pytest
 
 from flask_pika import Delivery, Reject, Requeue, Retry, RetryLater, failures
+from flask_pika.backoff import Backoff
 from flask_pika.broker import Broker
 from flask_pika.encoded import EncodedProperties
 from flask_pika.retry import dead_queue, waiting_queue
@@ -558,16 +559,14 @@ def test_the_end_does_not_wait_for_what_is_held(desk: RetryDesk) -> None:
     full = dead_queue(queue).name
     desk.declare(full, queue_type="classic", max_length=0, overflow="reject-publish")
     desk.fpika.consumer(queue, retry=Retry(attempts=1))(failing)
-    desk.fill(queue, ["a"])
     with working(desk.fpika) as worker:
         subscriber = worker._subscribers[0]
-        subscriber._copies_failed = 10  # it holds for some seconds now
+        subscriber._backoff = Backoff(600.0, 600.0)  # it holds for minutes now
+        desk.fill(queue, ["a"])
         failing.wait_for(1)
         wait_for(lambda: subscriber._held, "it is held")
-        wait_for(lambda: worker.running == 0, "by no thread", timeout=2.0)
-        began = time.monotonic()
-        assert worker.stop()
-        assert time.monotonic() - began < 2.5, "which is what it is held for, at least"
+        wait_for(lambda: worker.running == 0, "by no thread")
+        assert worker.stop(), "which has less time than that"
     assert len(failing.arrivals) == 1
     assert desk.take(queue) == ["a"]
 
