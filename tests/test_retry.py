@@ -16,7 +16,7 @@ from typing import Any
 import pika
 import pytest
 from flask import Flask
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flask_pika import (
@@ -107,6 +107,7 @@ def test_delays_grow_by_the_factor_to_the_longest() -> None:
     assert Retry(attempts=1000, factor=1e6, max_delay=LONGEST).delay_after(999) == LONGEST
 
 
+@settings(deadline=None)
 @given(
     attempts=st.integers(1, 30),
     delay=st.floats(0.001, LONGEST),
@@ -148,6 +149,7 @@ def test_a_delay_that_is_asked_for_is_rounded_up_to_two_digits(delay: float, mil
     assert waiting_queue("q", rounded(delay)).name == f"q.retry.{milliseconds}ms"
 
 
+@settings(deadline=None)
 @given(st.floats(0, LONGEST))
 def test_no_rounded_delay_is_shorter_and_few_are_different(delay: float) -> None:
     given_up_to = 1e-6  # what rounds to whole microseconds is what a float means by it
@@ -344,6 +346,7 @@ _named = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(named=_named, user=st.booleans())
 def test_properties_and_headers_are_kept(named: dict[str, Any], user: bool) -> None:
     make: Any = pika.BasicProperties
@@ -401,6 +404,7 @@ def test_types_that_pika_cannot_write_are_kept_to_the_byte() -> None:
     assert b"".join(EncodedProperties(encoded).encode()) == encoded
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_bytes_that_are_no_properties_are_refused_and_nothing_else_goes_wrong(data: bytes) -> None:
     with contextlib.suppress(UndecodableMessage):
