@@ -90,7 +90,7 @@ def test_an_order_is_kept_while_the_broker_is_away_and_can_be_sent_again(
     browser: Chrome, tmp_path: Path
 ) -> None:
     with EmbeddedNode() as node:
-        example = OrdersExample(node.url, tmp_path, timeout=0.5)
+        example = OrdersExample(node.url, tmp_path, timeout=4)
         example.init()
         with example.web() as base:
             browser.get(base)
