@@ -147,17 +147,17 @@ class Subscriber:
             self._failed_with(f"no channel can be opened: {exc}")
 
     def _failed_with(self, why: str) -> None:
+        before, self._error = self._error, why
         self.state = "backing off"
-        if why != self._error:
+        if why != before:
             # One warning until it consumes again: a queue that was deleted is then one that is not found.
             logger.log(
-                logging.DEBUG if self._error else logging.WARNING,
+                logging.DEBUG if before else logging.WARNING,
                 "%s does not consume queue %r, and goes on trying: %s",
                 self.consumer.name,
                 self.consumer.queue,
                 why,
             )
-        self._error = why
         self._failures += 1
         connection = self._connection
 
@@ -184,11 +184,11 @@ class Subscriber:
         if self._draining:
             subscription.unsubscribe()
             return
-        self.state = "consuming"
-        if self._error:
-            logger.warning("%s consumes queue %r again", self.consumer.name, self.consumer.queue)
-        self._error = ""
+        failed, self._error = bool(self._error), ""
         self._failures = 0
+        self.state = "consuming"  # after that, and before the log: who asks is told nothing that is over
+        if failed:
+            logger.warning("%s consumes queue %r again", self.consumer.name, self.consumer.queue)
 
     def cancelled(self, _subscription: Subscription) -> None:
         """The queue was deleted, or lost."""
