@@ -201,7 +201,7 @@ def test_who_closed_pika_is_told_so_while_recording_as_ever(used_before: bool) -
 
 def test_a_message_above_max_bytes_is_recorded_as_it_is_sent_by_itself() -> None:
     app = Flask("shop")
-    app.config["FLASK_PIKA_PUBLISHER_PARAMS"] = {"max_bytes": 1000, "timeout": 5}
+    app.config["FLASK_PIKA_PUBLISHER_PARAMS"] = {"max_bytes": 1000, "timeout": 30}
     with Broker() as broker:
         app.config["FLASK_PIKA_PARAMS"] = broker.url
         fpika = Pika(app)
@@ -452,6 +452,7 @@ def queue(pika_broker: Broker) -> Iterator[Any]:
     with pika.BlockingConnection(pika.URLParameters(pika_broker.url)) as connection:
         ch = connection.channel()
         ch.queue_declare("q")
+        ch.confirm_delivery()  # or a test may look before the last one is there
         for number in range(3):
             ch.basic_publish(
                 "", "q", b"secret %d" % number, pika.BasicProperties(headers={"token": "secret"})
