@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from hypothesis import HealthCheck, settings
 
 import flask_pika
 from flask_pika import Pika, pika_internals
@@ -26,6 +27,10 @@ from tools.rabbitmq_node import RabbitMQNode, programs
 Node = RabbitMQNode | EmbeddedNode
 LOUD = "RabbitMQ is not installed: THE TESTS THAT NEED IT WERE SKIPPED. Run scripts/ensure-rabbitmq"
 LOUD_BROWSER = "Chromium is not installed: THE TESTS IN A BROWSER WERE SKIPPED. Run scripts/ensure-chromium"
+
+# Of no example it is said how long it may take: by itself, Hypothesis says 0.2 seconds, but in CI.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
