@@ -154,7 +154,7 @@ class Terminal:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
             try:
-                process.wait(30)
+                process.wait(60)  # longer than gunicorn gives its workers
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

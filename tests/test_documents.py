@@ -18,7 +18,7 @@ from flask_pika import Pika, errors, signals
 from flask_pika.config import read_settings
 from flask_pika.testing import record_messages
 from tests import test_document_commands
-from tests.conftest import Node
+from tests.conftest import Node, wait_for
 from tests.documents import DOCUMENTS, ROOT, RUN, Page, blocks_of, commands_of, page, python_of, runs
 from tools.rabbitmq_node import RabbitMQNode
 
@@ -105,7 +105,11 @@ def test_the_readmes_example_works_as_it_stands(
         for seconds in (1, 2, 4, 8):
             ch.queue_delete(f"events.email.retry.{seconds}000ms")
         ch.exchange_delete("events")
-        assert ch.queue_declare("orders", passive=True).method.message_count == 1 + 1000 + 1
+        # The last one came on another connection, and without a confirm.
+        wait_for(
+            lambda: ch.queue_declare("orders", passive=True).method.message_count == 1 + 1000 + 1,
+            "all of them",
+        )
         ch.queue_delete("orders")
     stats = fpika.stats()
     assert (stats.size, stats.in_use, stats.discarded) == (8, 0, 1)
@@ -133,8 +137,8 @@ def test_the_channels_pages_examples_work_as_they_stand(page: Page, everyday: No
         ch.exchange_declare("orders")
         ch.queue_declare("created", exclusive=True)
         ch.queue_bind("created", "orders")
-        exec(lending, names)
-        assert ch.basic_get("created", auto_ack=True)[2] == b"..."
+        exec(lending, names)  # on another connection, and without a confirm
+        wait_for(lambda: ch.basic_get("created", auto_ack=True)[2] == b"...", "the message")
         ch.exchange_delete("orders")
     with audit.channel() as ch:
         assert ch.is_open
@@ -279,8 +283,9 @@ def test_the_migrating_pages_examples_work_as_they_stand(
         }
         ch.queue_declare("shop.send.mail", durable=True, arguments=arguments)
         fpika.declare()  # raises, if it were another one
-        exec(on_channel, names)
-        assert ch.queue_delete("reports").method.message_count == 1
+        exec(on_channel, names)  # on another connection, and without a confirm
+        wait_for(lambda: ch.queue_declare("reports", passive=True).method.message_count == 1, "the report")
+        ch.queue_delete("reports")
         ch.queue_delete("shop.send.mail")
         for exchange in ("dead.letter.events", "events"):
             ch.exchange_delete(exchange)
