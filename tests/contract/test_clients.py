@@ -38,7 +38,7 @@ def test_pikas_blocking_connection(broker: Peer) -> None:
         ch.basic_publish("", NOWHERE, b"", mandatory=True)
     assert ch.basic_get(q, auto_ack=True)[2] == b"got"
     seen: list[tuple[bytes, bool]] = []
-    for method, properties, came in ch.consume(q, inactivity_timeout=10):
+    for method, properties, came in ch.consume(q, inactivity_timeout=60):
         assert method is not None
         assert properties is not None
         assert properties.headers == {"a": 1}
