@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -43,6 +44,7 @@ from flask_pika.broker.server import Server
 from tests.conftest import make_app, wait_for
 from tests.contract.helpers import Peer
 from tests.contract.raw import HEADER, Wire
+from tools.rabbitmq_node import free_port
 
 
 @pytest.fixture
@@ -97,6 +99,29 @@ def publish_until_blocked(fpika: Pika, body: bytes, **about: Any) -> None:
 
 
 # Its life
+
+
+def test_who_comes_as_it_begins_to_refuse_is_not_left_open() -> None:
+    # Not one that the system may give to a client, which would connect to itself.
+    with Broker(port=free_port()) as broker:
+        for _ in range(50):
+            over = threading.Event()
+            clients: list[socket.socket] = []
+
+            def come() -> None:
+                while not over.is_set() and len(clients) < 50:  # noqa: B023
+                    with contextlib.suppress(OSError):
+                        clients.append(socket.create_connection(("127.0.0.1", broker.port), 10))  # noqa: B023
+
+            coming = threading.Thread(target=come)
+            coming.start()
+            broker.refuse()
+            broker.accept()
+            over.set()
+            coming.join()
+            for client in clients:
+                client.close()
+            gc.collect()  # what is left open warns, which is an error
 
 
 def test_it_is_there_in_its_block_and_gone_after_it() -> None:

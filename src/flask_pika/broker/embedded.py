@@ -127,7 +127,7 @@ class Broker:
         return listening
 
     def _run(self, listening: socket.socket, started: concurrent.futures.Future[None]) -> None:
-        loop = asyncio.new_event_loop()
+        loop = asyncio.SelectorEventLoop()  # not a proactor: the server uses add_reader()
         try:
             self._loop = loop
             self._server = Server(

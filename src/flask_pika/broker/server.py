@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
@@ -65,7 +66,7 @@ class Server:
             "cluster_name": Field("longstr", b"embedded"),
         }
         self.listening: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._opening: set[asyncio.Task[None]] = set()  # or nobody would hold them
         self._memory = memory
         self._too_much = False
         self._looks: asyncio.TimerHandle | None = None
@@ -82,35 +83,53 @@ class Server:
     def listen(self, listening: socket.socket) -> None:
         """Take connections."""
         self.listening = listening
-        if self._accepting is not None:
-            self._accepting.cancel()
-        # Frozen, it leaves them to the system.
-        self._accepting = None if self.frozen else self.loop.create_task(self._accept(listening))
+        self._await_clients()
         if self._looks is None:
             self._look()
 
-    async def _accept(self, listening: socket.socket) -> None:
-        while True:
-            try:
-                client, address = await self.loop.sock_accept(listening)
-                # Answers are small, and each is waited for.
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except OSError as exc:  # no more files: others may close theirs; or it is gone again
-                logger.warning("a connection could not be taken: %s", exc)
-                await asyncio.sleep(_LOOK_EVERY)
-                continue
-            peer = f"{address[0]}:{address[1]}"
-            connection = ClientConnection(self, peer)
-            sockets.add(client)
-            await self.loop.connect_accepted_socket(lambda made=connection: made, client)  # type: ignore[misc]
+    def _await_clients(self) -> None:
+        if self.listening is None:
+            return
+        if self.frozen:  # it leaves them to the system
+            self.loop.remove_reader(self.listening)
+        else:
+            # Not sock_accept(): what it has taken stays open when it is cancelled in that moment.
+            self.loop.add_reader(self.listening, self._accept, self.listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            client, address = listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it is gone again
+            return
+        except OSError as exc:  # no more files: others may close theirs
+            logger.warning("a connection could not be taken: %s", exc)
+            self.loop.remove_reader(listening)
+            self.loop.call_later(_LOOK_EVERY, self._await_clients)
+            return
+        client.setblocking(False)
+        with contextlib.suppress(OSError):  # of one that is gone again
+            # Answers are small, and each is waited for.
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets.add(client)
+
+        def opened(opening: asyncio.Task[None]) -> None:
+            self._opening.discard(opening)
+            if opening.cancelled():  # at the broker's end
+                client.close()
+
+        opening = self.loop.create_task(self._open(client, f"{address[0]}:{address[1]}"))
+        self._opening.add(opening)
+        opening.add_done_callback(opened)
+
+    async def _open(self, client: socket.socket, peer: str) -> None:
+        await self.loop.connect_accepted_socket(lambda: ClientConnection(self, peer), client)
 
     def refuse(self) -> None:
         """Take no more connections: who tries is refused."""
-        if self._accepting is not None:
-            self._accepting.cancel()
         if self.listening is not None:
+            self.loop.remove_reader(self.listening)
             self.listening.close()
-        self._accepting = self.listening = None
+        self.listening = None
 
     def stop(self) -> None:
         """Hang up on everybody."""
@@ -171,8 +190,7 @@ class Server:
     def freeze(self, frozen: bool) -> None:
         """Answer nothing, or go on."""
         self.frozen = frozen
-        if self.listening is not None:
-            self.listen(self.listening)
+        self._await_clients()
         for connection in list(self.connections):
             connection.freeze(frozen)
 
