@@ -183,6 +183,17 @@ def no_leaks() -> Iterator[None]:
     wait_for(lambda: gc.collect() >= 0 and not sockets() - before, "the end of our sockets")
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool gives no connection up over an answer that takes a second, or five: for who counts them.
+
+    On a busy machine, it is not the broker that is stuck then.
+    """
+    monkeypatch.setattr("flask_pika.pool.GOODBYE", 60.0)
+    monkeypatch.setattr("flask_pika.slot.SERVE", 60.0)
+    monkeypatch.setattr("flask_pika.slot.CHANNEL_OPEN", 60.0)
+
+
 @pytest.fixture(params=["internals", "public"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The test runs twice: with what we use of pika's internals, and with the public way behind it."""
