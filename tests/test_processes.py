@@ -17,7 +17,7 @@ from pathlib import Path
 import pika
 import pytest
 
-from flask_pika import ChannelReturned, Pika
+from flask_pika import ChannelReturned, Pika, state
 from tests.conftest import make_app, wait_for
 from tools.demo import call, gunicorn
 from tools.rabbitmq_node import RabbitMQNode, free_port
@@ -66,6 +66,7 @@ def publish(fpika: Pika, name: str, body: str) -> None:
         ch.basic_publish("", name, body.encode(), mandatory=True)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("hooks", [True, False], ids=["fork hooks", "none, as under uWSGI"])
 def test_parent_and_child_both_go_on_after_a_fork(
@@ -180,7 +181,7 @@ def test_a_gunicorn_worker_that_is_killed_is_replaced_and_nothing_is_lost(node: 
         assert len(accepted) >= 54
 
 
-def run(script: str, env: dict[str, str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run(script: str, env: dict[str, str], timeout: float = 100) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
         cwd=ROOT,
@@ -233,7 +234,7 @@ assert fpika.stats().in_use == 0, fpika.stats()
 
 # The keeper is a greenlet: it serves heartbeats while the others sleep.
 opened = fpika.stats().opened
-gevent.sleep(4)
+gevent.sleep(13)
 for number in range(4):
     publish(504 + number)
 assert fpika.stats().opened == opened, fpika.stats()
@@ -243,7 +244,8 @@ print("done")
 
 def test_monkey_patched_by_gevent(node: RabbitMQNode) -> None:
     pytest.importorskip("gevent")
-    params = json.dumps({**node.params, "heartbeat": 1})
+    # The broker gives up who is silent for two to three heartbeats: not a process that a busy machine holds up.
+    params = json.dumps({**node.params, "heartbeat": 4})
     env = {"FLASK_PIKA_PARAMS": params, "FLASK_PIKA_POOL_PARAMS": json.dumps(CONFIRMED)}
     with queue(node, "greenlets") as contents:
         done = run(GEVENT, env)
@@ -253,7 +255,9 @@ def test_monkey_patched_by_gevent(node: RabbitMQNode) -> None:
 
 EXIT = """
 import sys
+from flask_pika import state
 from tests.apps.web import create_app, fpika
+state.AT_EXIT = float(sys.argv[1])
 app = create_app()
 lent = [fpika.channel() for _ in range(4)]
 for ch in lent[1:]:
@@ -272,8 +276,11 @@ def test_the_interpreters_end_is_quick_whatever_the_broker_does(
     fragile_node: RabbitMQNode, broker: str
 ) -> None:
     env = {"FLASK_PIKA_PARAMS": fragile_node.url, "FLASK_PIKA_POOL_PARAMS": json.dumps(CONFIRMED)}
+    # One that is there has the time that it takes to answer: all goodbyes are counted.
+    at_exit = "60" if broker == "there" else "1"
+    assert state.AT_EXIT == 1
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", EXIT],
+        [sys.executable, "-W", "error", "-c", EXIT, at_exit],
         cwd=ROOT,
         env={**os.environ, **env},
         stdin=subprocess.PIPE,
@@ -298,7 +305,7 @@ def test_the_interpreters_end_is_quick_whatever_the_broker_does(
     assert process.returncode == 0
     assert errors == "", errors
     assert output == ""
-    assert took < 1 + 5, "one second for goodbyes, and what a loaded machine adds"
+    assert took < 20, "one second for goodbyes, and what a loaded machine adds; else it would be for ever"
     if broker == "there":
         wait_for(lambda: not any("web on" in name for name in fragile_node.connections()), "the end")
         # RabbitMQ warns of clients that leave without a goodbye: the one channel that is still lent.
@@ -398,6 +405,7 @@ def test_flask_pika_publish_says_of_how_many_lines_nothing_is_known(fragile_node
         with publishing_lines(fragile_node, "--timeout=60") as (process, write):
             wait_for_lines(contents, write, b"one\n", ["one"])
             wait_for_lines(contents, write, b"two\n", ["two"])
+            wait_for(lambda: unconfirmed(fragile_node) == {"0"}, "the word on what came before")
             with fragile_node.frozen():
                 write(b"three\nfour\nfive\n")
                 wait_for(lambda: waits_unread(fragile_node.port), "they are sent")
@@ -428,6 +436,11 @@ def wait_for_lines(
 
     write(text)
     wait_for(have_come, lambda: f"the lines: {got}")
+
+
+def unconfirmed(node: RabbitMQNode) -> set[str]:
+    """How many messages the node's channels have still to confirm."""
+    return set(node.ctl("list_channels", "messages_unconfirmed").split()) - {"messages_unconfirmed"}
 
 
 def waits_unread(port: int) -> bool:
@@ -490,7 +503,8 @@ def test_flask_pika_publish_says_what_failed(node: RabbitMQNode) -> None:
 
 def test_flask_pika_publish_ends_when_the_broker_is_away(node: RabbitMQNode) -> None:
     nowhere = f"amqp://user:s3cret@127.0.0.1:{free_port()}"
-    done = publish_from_cli(node, "--timeout=0.5", "--lines", stdin=b"x\n" * 5000, FLASK_PIKA_PARAMS=nowhere)
+    # Long enough for the first attempt to end.
+    done = publish_from_cli(node, "--timeout=4", "--lines", stdin=b"x\n" * 5000, FLASK_PIKA_PARAMS=nowhere)
     assert done.returncode == 1
     assert done.stdout == b"0 confirmed, 1000 failed; the rest of the input was not read\n"
     assert b"connection refused" in done.stderr
