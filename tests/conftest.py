@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 import flask_pika
 from flask_pika import Pika, pika_internals
-from flask_pika.state import all_states
+from flask_pika.state import State, all_states
 from tests.ledger import Ledger
 from tools import browser
 from tools.embedded_node import EmbeddedNode
@@ -164,6 +164,16 @@ def _our_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("flask-pika")}
 
 
+def _close(state: State) -> None:
+    pool = state.pool()
+    pool.tend()  # brings home what was dropped
+    # All is waited for: the keeper may be at just that, or at the end of what died.
+    wait_for(lambda: pool.stats().in_use == 0, lambda: f"the return of all channels: {pool!r}")
+    wait_for(lambda: pool.stats().waiting == 0, lambda: f"the end of callers who wait: {pool!r}")
+    state.close()
+    wait_for(lambda: pool.stats().open == 0, lambda: f"the end of all channels: {pool!r}")
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """After each test: no channel is lent, and no thread and no socket of ours is left."""
@@ -172,13 +182,7 @@ def no_leaks() -> Iterator[None]:
     yield
     gc.collect()
     for state in all_states():
-        pool = state.pool()
-        pool.tend()  # brings home what was dropped
-        stats = pool.stats()
-        assert stats.in_use == 0, f"channels are still lent: {pool!r}"
-        assert stats.waiting == 0, f"callers still wait: {pool!r}"
-        state.close()
-        assert pool.stats().open == 0, f"channels are still open: {pool!r}"
+        _close(state)
     wait_for(lambda: not _our_threads() - threads, "the end of our threads")
     wait_for(lambda: gc.collect() >= 0 and not sockets() - before, "the end of our sockets")
 
