@@ -57,6 +57,14 @@ PACKAGE = Path(flask_pika.__file__).parent
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--installed") and PACKAGE.parent.name not in ("site-packages", "dist-packages"):
         raise pytest.UsageError(f"not a wheel is tested, but what is in {PACKAGE}")
+    # Not at the top: processes of the fault lab import this, too. As hypothesis has it by itself in CI.
+    import hypothesis
+
+    known = hypothesis.settings.get_profile(hypothesis.settings.get_current_profile_name())
+    hypothesis.settings.register_profile(
+        "any machine", known, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("any machine")
 
 
 def pytest_report_header() -> str:
