@@ -98,6 +98,7 @@ def test_what_was_confirmed_survives_a_broker_that_is_killed(
     assert stats.pending == 0
 
 
+@pytest.mark.timeout(300)
 def test_a_broker_that_is_restarted_again_and_again_loses_nothing(
     fragile_node: RabbitMQNode, durable: str, caplog: pytest.LogCaptureFixture
 ) -> None:
