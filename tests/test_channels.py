@@ -272,7 +272,7 @@ def test_nothing_of_one_borrower_reaches_the_next(
     def is_gone() -> bool:  # with its connection, whose goodbye may be said by a thread of its own
         with pytest.raises(pika_errors.ChannelClosedByBroker) as caught, fpika.channel() as ch:
             ch.queue_declare("mine-alone", passive=True)
-        return caught.value.reply_code == 404
+        return bool(caught.value.reply_code == 404)
 
     wait_for(is_gone, "nobody has the exclusive queue")
     assert fpika.stats().open == 1
@@ -421,7 +421,7 @@ def test_dropped_channels_come_home_without_a_context(
 
 
 def test_unpooled_dropped_channels_come_home_too(everyday: Node) -> None:
-    # The keeper looks each second. With a heartbeat of one, the broker would give up who stands still for two.
+    # The keeper looks each second. With a heartbeat of 1, the broker would give up who stands still for two.
     _app, fpika = make_app({**everyday.params, "heartbeat": 4})
     fpika.channel().queue_declare("dropped", exclusive=True)
     gc.collect()

@@ -244,7 +244,7 @@ print("done")
 
 def test_monkey_patched_by_gevent(node: RabbitMQNode) -> None:
     pytest.importorskip("gevent")
-    # The broker gives up who is silent for two to three heartbeats: not a process that a busy machine holds up.
+    # The broker gives up who is silent for two heartbeats: that must be no process that a machine holds up.
     params = json.dumps({**node.params, "heartbeat": 4})
     env = {"FLASK_PIKA_PARAMS": params, "FLASK_PIKA_POOL_PARAMS": json.dumps(CONFIRMED)}
     with queue(node, "greenlets") as contents:

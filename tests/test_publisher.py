@@ -1047,7 +1047,7 @@ def test_close_tells_what_it_could_not_send(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_an_app_can_go_and_its_publisher_goes_with_it(everyday: Node, queue: str) -> None:
-    # Its thread looks each second. With a heartbeat of one, the broker would give up who stands still for two.
+    # Its thread looks each second. With a heartbeat of 1, the broker would give up who stands still for two.
     _app, fpika = make_app({**everyday.params, "heartbeat": 4}, None, "passing")
     fpika.publish(b"", routing_key=queue)
     assert any(name.startswith("passing") for name in everyday.connections())

@@ -236,9 +236,7 @@ def test_ctrl_c_while_a_publish_waits_leaves_nothing_behind(fragile_node: Rabbit
 
     with fragile_node.frozen():
         many = [Message(b"", mandatory=False)] * 3
-        interrupt(
-            lambda: fpika.publish(b"", mandatory=False, timeout=60), lambda: _in_flight(fpika) == 1
-        )
+        interrupt(lambda: fpika.publish(b"", mandatory=False, timeout=60), lambda: _in_flight(fpika) == 1)
         interrupt(lambda: fpika.publish_many(many, timeout=60), lambda: _in_flight(fpika) == 4)
     wait_for(lambda: fpika.stats().publisher.pending == 0, "what was on the wire is settled, for nobody")
     fpika.publish(b"", mandatory=False)
