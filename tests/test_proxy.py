@@ -333,10 +333,11 @@ def test_what_is_frozen_waits_and_all_of_it_arrives_after_the_thaw(
 ) -> None:
     client = dial(proxy)
     assert is_echoed(client)
-    proxy.delay(SHORT / 2)
+    proxy.delay(3600)
     client.sendall(b"under way")
     proxy.freeze()
     proxy.freeze()
+    proxy.delay(0)  # it is due, and waits all the same
     peer.clients[0].sendall(b"there")
     client.sendall(b"here")
     meanwhile = dial(proxy)
@@ -370,15 +371,16 @@ def test_what_is_silent_swallows_for_good_and_passes_no_end(peer: Peer, proxy: P
     client, leaver = dial(proxy), dial(proxy)
     assert is_echoed(client)
     assert is_echoed(leaver)
-    proxy.delay(SHORT / 2)  # what is under way is lost, too
+    proxy.delay(3600)  # what is under way is lost, too
     client.sendall(b"lost")
     proxy.silence()
     proxy.silence()
+    proxy.delay(0)
     new = dial(proxy)
     for one in (client, new):
         one.sendall(b"lost")
         assert hears_nothing(one)
-    assert proxy.connections == 3
+    wait_for(lambda: proxy.connections == 3, "that the new one is taken")
     peer.clients[0].sendall(b"lost")
     leaver.close()
     assert hears_nothing(client)
