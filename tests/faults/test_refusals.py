@@ -17,6 +17,7 @@ from tests.faults import lab as _lab
 from tests.faults.lab import Lab, Scenario, Setting, Site
 from tests.faults.report import Report
 from tests.faults.searching import PASSWORD, USER
+from tools.rabbitmq_node import RabbitMQNode
 
 pytestmark = [pytest.mark.broker, pytest.mark.faults]
 
@@ -68,9 +69,12 @@ class Refusal(Scenario):
 # What the scenarios are made of
 
 
-def mend(lab: Lab, act: str) -> None:
-    """Have the broker do this, and note by its own clock when it was done: rabbitmqctl takes its time."""
-    told = lab.cluster.ctl("eval", f"ok = {act}, erlang:system_time(microsecond).")
+def mend(lab: Lab, act: str, node: RabbitMQNode | None = None) -> None:
+    """Have the broker do this, and note by its own clock when it was done: rabbitmqctl takes its time.
+
+    :param node: which one is to do it, where it does not matter to the others.
+    """
+    told = (node or lab.cluster).ctl("eval", f"ok = {act}, erlang:system_time(microsecond).")
     lab.returned(time.monotonic() - (time.time() - int(told) / 1e6))
 
 
@@ -110,20 +114,22 @@ def close_connections_of(lab: Lab, pid: int) -> None:
 
 @contextlib.contextmanager
 def memory_alarm(lab: Lab) -> Iterator[None]:
-    lab.cluster.ctl("set_vm_memory_high_watermark", "0")
+    node = lab.cluster.running()  # later, another one may be the first to answer
+    node.ctl("set_vm_memory_high_watermark", "0")
     try:
         yield
     finally:
-        mend(lab, f"vm_memory_monitor:set_vm_memory_high_watermark({WATERMARK})")
+        mend(lab, f"vm_memory_monitor:set_vm_memory_high_watermark({WATERMARK})", node)
 
 
 @contextlib.contextmanager
 def disk_alarm(lab: Lab) -> Iterator[None]:
-    lab.cluster.ctl("set_disk_free_limit", TOO_MUCH)
+    node = lab.cluster.running()
+    node.ctl("set_disk_free_limit", TOO_MUCH)
     try:
         yield
     finally:
-        mend(lab, f"rabbit_disk_monitor:set_disk_free_limit({DISK_LIMIT})")
+        mend(lab, f"rabbit_disk_monitor:set_disk_free_limit({DISK_LIMIT})", node)
 
 
 def alarms(lab: Lab) -> None:
