@@ -39,12 +39,14 @@ class Rules:
     :ivar refusals: the errors with which the broker may refuse, while it is disturbed; on a pooled channel
         also those of pika's that say that it is gone.
     :ivar unanswered: whether requests may end without an answer: the scenario kills the web server.
+    :ivar anytime: of the refusals those that need no disturbance.
     """
 
     timeout: float
     grace: float
     refusals: Collection[str] = ()
     unanswered: bool = False
+    anytime: Collection[str] = ()
 
 
 @dataclass
@@ -191,7 +193,7 @@ class Books:
         return [
             f"{answer}"
             for answer in self.answers
-            if answer.error in {*errors.__all__, *self.rules.refusals}
+            if answer.error in {*errors.__all__, *self.rules.refusals} - {*self.rules.anytime}
             and not (
                 self._was_disturbed(answer)
                 and (

@@ -50,6 +50,7 @@ class Setting:
     :ivar queue: arguments of the queue; the default is a quorum queue with a member on each node.
     :ivar exchange: the app publishes through an exchange of its own, of this name; empty: the default one.
     :ivar refusals: the errors with which the broker may refuse while it is disturbed.
+    :ivar anytime: those with which it may refuse at any time: a small queue is full while its worker starts.
     :ivar unanswered: whether requests may end without an answer, since the scenario kills the web server.
     :ivar env: of the programs.
     """
@@ -71,6 +72,7 @@ class Setting:
     )
     exchange: str = ""
     refusals: Collection[str] = ()
+    anytime: Collection[str] = ()
     unanswered: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -163,7 +165,7 @@ class Lab:
     def __init__(self, site: Site, setting: Setting, grace: float, stand_in: str = "") -> None:
         self.site, self.setting, self.stand_in = site, setting, stand_in
         self.cluster, self.proxies = site.cluster, site.proxies
-        self.rules = Rules(setting.timeout, grace, setting.refusals, setting.unanswered)
+        self.rules = Rules(setting.timeout, grace, setting.refusals, setting.unanswered, setting.anytime)
         self.queue = f"lab-{site.number()}"
         self.place = site.records / self.queue
         self.returns: list[float] = []

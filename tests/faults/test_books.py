@@ -96,6 +96,12 @@ def test_who_is_not_answered_by_a_server_that_is_killed_may_still_not_wait_for_l
     assert set(Books(rules, [unanswered(0, 60)], [], []).findings()) == {LATE}
 
 
+def test_what_may_be_refused_at_any_time_needs_no_disturbance() -> None:
+    rules = Rules(TIMEOUT, 1.0, ["Nacked", "BrokerRefused"], anytime=["Nacked"])
+    assert not Books(rules, [answer(1, 1, "Nacked")], [], []).findings()
+    assert set(Books(rules, [answer(1, 1, "BrokerRefused")], [], []).findings()) == {NEEDLESS}
+
+
 def test_a_recovery_is_from_the_return_to_the_first_success() -> None:
     answers = [answer(90, 1), answer(99, 1.5, "Nacked"), answer(99, 3), answer(103, 1)]
     assert Books(RULES, answers, [], DURING, returns=[100.0, 103.5]).recoveries == [2.0, 0.5]

@@ -340,6 +340,7 @@ SCENARIOS = [
             server=GEVENT,
             queue={"x-queue-type": "quorum", "x-max-length": 200, "x-overflow": "reject-publish"},
             refusals=["Nacked"],
+            anytime=["Nacked"],
         ),
         must=["Nacked"],
     ),
