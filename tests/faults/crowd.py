@@ -41,7 +41,12 @@ class Crowd:
         self._numbers = itertools.count()
         self._stopped = threading.Event()
         self._answers: list[Answer] = []
-        self._threads = [threading.Thread(target=self._work, args=(way,), daemon=True) for way in ways]
+        #: The clients that wait for their first success. Each takes itself out.
+        self._not_yet = set(range(len(ways)))
+        self._threads = [
+            threading.Thread(target=self._work, args=(number, way), daemon=True)
+            for number, way in enumerate(ways)
+        ]
 
     @property
     def answers(self) -> list[Answer]:
@@ -53,6 +58,14 @@ class Crowd:
         wait_for(
             lambda: sum(one.accepted and one.began >= since for one in self.answers) >= more,
             lambda: f"{more} more; the last answers: {self.answers[-4:]}",
+            timeout,
+        )
+
+    def all_go_on(self, timeout: float = 120.0) -> None:
+        """Until each client has succeeded once: the first ones may have forty before the last one connects."""
+        wait_for(
+            lambda: not self._not_yet,
+            lambda: f"a success of {self._not_yet}; the last answers: {self.answers[-4:]}",
             timeout,
         )
 
@@ -70,7 +83,7 @@ class Crowd:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def _work(self, way: Way) -> None:
+    def _work(self, number: int, way: Way) -> None:
         while not self._stopped.wait(self._pace):
             one = f"{next(self._numbers):06}"
             began, error = time.monotonic(), None
@@ -83,6 +96,8 @@ class Crowd:
             name = "" if error is None else type(error).__name__
             text = "" if error is None else str(error)
             self._answers.append(Answer(one, began, time.monotonic(), status, name, text))
+            if error is None:
+                self._not_yet.discard(number)
 
 
 class OwnQueue:

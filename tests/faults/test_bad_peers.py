@@ -119,7 +119,7 @@ def meet_impostors(
     queue = f"impostors-{next(names)}"
     with OwnQueue(node.url, queue) as own, Switch(node.port) as switch, Impostor(plan) as impostor:
         with make_ways(switch.port, queue) as ways, Crowd(ways) as crowd:
-            crowd.goes_on()
+            crowd.all_go_on()
             memory = Memory()
             disturbed = Disturbance(time.monotonic())
             switch.aim(impostor.port)
@@ -247,7 +247,7 @@ def interrupt(
             Consuming(switch.port, queue, ledger),
             Crowd(ways) as crowd,
         ):
-            crowd.goes_on()
+            crowd.all_go_on()
             memory = Memory()
             disturbed = Disturbance(time.monotonic())
             for name, one in said.items():
