@@ -118,18 +118,18 @@ def meet_impostors(
     """The broker is replaced by an impostor, and comes back; what became of all, and the memory it took."""
     queue = f"impostors-{next(names)}"
     with OwnQueue(node.url, queue) as own, Switch(node.port) as switch, Impostor(plan) as impostor:
+        disturbed = Disturbance(time.monotonic())  # from here on: two seconds are soon over where it is busy
         with make_ways(switch.port, queue) as ways, Crowd(ways) as crowd:
             crowd.all_go_on()
             memory = Memory()
-            disturbed = Disturbance(time.monotonic())
             switch.aim(impostor.port)
             wait_for(lambda: impostor.served >= len(plan), lambda: f"{impostor.served} of {len(plan)}", 600)
             grown = memory.grown
             switch.aim(node.port)
             returned = time.monotonic()
             crowd.goes_on()
-            disturbed.ended = time.monotonic()
             crowd.stop()
+            disturbed.ended = time.monotonic()
         left = [body.decode() for _, body in own.take()]
         assert impostor.served >= len(plan)
     return books_of(crowd, grace, disturbed, left, [returned]), grown
@@ -242,6 +242,7 @@ def interrupt(
     queue = f"interrupted-{next(names)}"
     stuck, returns = [], []
     with OwnQueue(node.url, queue) as own, Switch(node.port) as switch:
+        disturbed = Disturbance(time.monotonic())
         with (
             ways_through(switch.port, queue) as ways,
             Consuming(switch.port, queue, ledger),
@@ -249,7 +250,6 @@ def interrupt(
         ):
             crowd.all_go_on()
             memory = Memory()
-            disturbed = Disturbance(time.monotonic())
             for name, one in said.items():
                 assert switch.say(one) >= 1
                 returns.append(time.monotonic())
@@ -260,8 +260,8 @@ def interrupt(
                     switch.cut()
             grown = memory.grown
             crowd.goes_on()
-            disturbed.ended = time.monotonic()
             crowd.stop()
+            disturbed.ended = time.monotonic()
             accepted = {one.id for one in crowd.answers if one.accepted}
             wait_for(lambda: accepted <= ledger.committed, lambda: f"{accepted - ledger.committed}", 120)
         left = [body.decode() for _, body in own.take()]
