@@ -104,7 +104,10 @@ class OwnQueue:
     """A durable queue of a test's, which it looks into by itself, in a ``with`` block."""
 
     def __init__(self, url: str, name: str, arguments: dict[str, Any] | None = None) -> None:
-        self._connection = pika.BlockingConnection(pika.URLParameters(url))
+        parameters = pika.URLParameters(url)
+        parameters.heartbeat = 0  # for as long as the test takes, nobody looks after it
+        parameters.stack_timeout = parameters.socket_timeout = 60
+        self._connection = pika.BlockingConnection(parameters)
         self._channel: Any = self._connection.channel()
         self._channel.queue_declare(name, durable=True, arguments=arguments)
         self._name = name
