@@ -28,7 +28,7 @@ SIZE = 4
 THREADS = 100
 #: What a PoolTimeout says: how many are in use, and for each who holds it.
 _IN_USE = re.compile(r"(\d+) are in use")
-_HOLDER = re.compile(r" in thread (borrower|returner|MainThread|\d+)")
+_HOLDER = re.compile(r" in thread (borrower|returner|MainThread|flask-pika-keeper|\d+)")
 #: How many findings of a kind are told.
 _TOLD = 5
 
