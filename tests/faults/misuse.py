@@ -71,6 +71,7 @@ class Crowd:
     :param patience: seconds that a checkout may take, of one who waits.
     :param impatient: the share of loans before which somebody does not wait as long as it takes.
     :param publishes: whether borrowers publish. Where two may have the same channel, they had better not.
+    :param until: the kind of finding at which all go home; empty: any.
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class Crowd:
         patience: float = 60.0,
         impatient: float = 0.2,
         publishes: bool = True,
+        until: str = "",
     ) -> None:
         self.lender, self.app, self.queue, self.kinds, self.seed = lender, app, queue, kinds, seed
         self.leases, self.hold, self.patience, self.impatient = leases, hold, patience, impatient
-        self.publishes = publishes
+        self.publishes, self.until = publishes, until
         self.findings: dict[str, list[str]] = {}
         #: How many messages were confirmed, and of how many nobody knows.
         self.confirmed = self.unknown = 0
@@ -115,7 +117,8 @@ class Crowd:
         """Note what should not have happened, and let everybody go home."""
         with self._lock:
             self.findings.setdefault(kind, []).append(what)
-        self._stopped.set()
+        if self.until in ("", kind):
+            self._stopped.set()
 
     def check(self) -> None:
         """Nothing was found."""

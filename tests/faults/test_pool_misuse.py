@@ -213,7 +213,10 @@ STAND_INS = {
 }
 
 
-def a_stand_ins_crowd(lender: Lender, app: Flask, kinds: tuple[Kind, ...], publishes: bool) -> Crowd:
+def a_stand_ins_crowd(
+    lender: Lender, app: Flask, kinds: tuple[Kind, ...], publishes: bool, shows: str
+) -> Crowd:
+    """It goes on until it has been shown: where it is busy, some starve before, which says nothing."""
     return Crowd(
         lender,
         app,
@@ -225,6 +228,7 @@ def a_stand_ins_crowd(lender: Lender, app: Flask, kinds: tuple[Kind, ...], publi
         patience=SHORT,
         impatient=0.5,
         publishes=publishes,
+        until=shows,
     ).run()
 
 
@@ -236,7 +240,9 @@ def test_a_stand_in_is_caught(
     app, fpika = make_app(params_of(broker), {**POOL, **(stand_in.pool or {})})
     with monkeypatch.context() as patch:
         undo = stand_in.breaks(patch)
-        crowd = a_stand_ins_crowd(Lending(fpika), app, stand_in.kinds, stand_in.publishes)
+        crowd = a_stand_ins_crowd(
+            Lending(fpika), app, stand_in.kinds, stand_in.publishes, stand_in.shows
+        )
     undo()
     put_right()
     caught(name, stand_in.shows, crowd, report)
@@ -301,5 +307,5 @@ class PlainQueue:
 def test_a_plain_queue_is_caught(
     how: str, kinds: tuple[Kind, ...], shows: str, broker: RabbitMQNode, report: Report
 ) -> None:
-    crowd = a_stand_ins_crowd(PlainQueue(broker), Flask("plain"), kinds, publishes=False)
+    crowd = a_stand_ins_crowd(PlainQueue(broker), Flask("plain"), kinds, publishes=False, shows=shows)
     caught(f"a plain queue of channels, {how}", shows, crowd, report)
