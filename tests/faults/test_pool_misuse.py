@@ -99,7 +99,7 @@ def test_no_permit_is_lost_and_nothing_lent_twice(
         seed=SEED + round_,
         leases=800 if short else LEASES,
         hold=0.002 if short else HOLD,
-        patience=20.0 if short else 60.0,
+        patience=60.0,
     ).run()
     crowd.check()
     assert short or time.monotonic() - began >= MINUTE
