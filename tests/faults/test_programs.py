@@ -187,12 +187,12 @@ def run_out_of_descriptors(lab: Lab) -> None:
     flag = lab.place / EATEN
     with lab.disturbed():
         with in_hand(lab):
+            begun = len(lab.load.answers)  # each client waits: the next eight are what it has in hand
             flag.touch()
             urllib.request.urlopen(urllib.request.Request(f"{lab.server.base}/eat", method="POST")).close()
             wait_for(lambda: NONE_LEFT in lab.server.said, "the last descriptor's end")
             for proxy in lab.proxies:
                 proxy.cut()
-        begun = len(lab.load.answers)
         # A stand-in has nothing in hand, and without a descriptor nobody who comes is let in.
         wait_for(
             lambda: len(lab.load.answers) >= begun + 8 or lab.load.is_over or lab.stand_in,
