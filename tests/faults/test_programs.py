@@ -209,7 +209,10 @@ def set_clocks(lab: Lab) -> None:
     for seconds in (3600.0, -3600.0, 0.0):
         with lab.disturbed():
             with in_hand(lab):
+                begun = len(lab.load.answers)
                 set_clock(lab.place, seconds)
+                if lab.stand_in and seconds > 0:  # it gives up before the confirms come, and not after
+                    wait_for(lambda begun=begun: len(lab.load.answers) > begun, "a timeout")  # type: ignore[misc]
             lab.goes_on()
             for proxy in lab.proxies:
                 proxy.cut()
