@@ -89,9 +89,17 @@ def signal_at_work(lab: Lab, pid: int, number: signal.Signals) -> None:
 # Web servers
 
 
+def web_processes(lab: Lab) -> set[int]:
+    """The children of the web server, when all of them are there: the first one answers before."""
+    if lab.setting.server == "waitress":
+        return set()
+    replaced(lab.server, set(), 2)
+    return lab.server.children
+
+
 def kill_web_processes(lab: Lab) -> None:
     """One after the other, each with messages under way. Of these, none comes twice: who would send it?"""
-    for pid in sorted(lab.server.children) or [lab.server.pid]:
+    for pid in sorted(web_processes(lab)) or [lab.server.pid]:
         before = lab.server.children
         with in_hand(lab):
             os.kill(pid, signal.SIGKILL)
@@ -107,7 +115,7 @@ def kill_web_processes(lab: Lab) -> None:
 
 def end_web_processes(lab: Lab) -> None:
     """One after the other; what they have taken, they answer."""
-    for pid in sorted(lab.server.children):
+    for pid in sorted(web_processes(lab)):
         before = lab.server.children
         with in_hand(lab):
             os.kill(pid, signal.SIGTERM)
@@ -117,7 +125,7 @@ def end_web_processes(lab: Lab) -> None:
 
 def reload(lab: Lab) -> None:
     """With messages under way: new processes start, and the old ones answer what they have taken."""
-    before = lab.server.children
+    before = web_processes(lab)
     with in_hand(lab):
         lab.server.signal(signal.SIGHUP)
     replaced(lab.server, before, len(before))
