@@ -131,7 +131,7 @@ class Program:
             # In order first: what it says then is part of what the lab reads.
             self.signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(15)
+                self._process.wait(60)
         self.left_over = members(session)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(session, signal.SIGKILL)
