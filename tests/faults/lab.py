@@ -195,6 +195,7 @@ class Lab:
                 clients=self.setting.clients,
                 pace=self.setting.pace,
                 most=self.setting.most,
+                patience=max(60.0, self.rules.timeout + self.rules.grace + 10.0),
             )
             self.load.start()
             stack.callback(self.load.stop)
@@ -284,8 +285,11 @@ class Lab:
         self.load.goes_on(more)
 
     def is_held_up(self) -> None:
-        """Wait until each client waits for its answer: all have something under way. Stand-ins need not."""
-        self.load.is_held_up(unless=50 if self.stand_in else None)
+        """Wait until each client waits for its answer: all have something under way. Stand-ins need not.
+
+        Of what they send, enough is to go to each node.
+        """
+        self.load.is_held_up(unless=200 if self.stand_in else None)
 
     def holder(self) -> RabbitMQNode:
         """The node that holds a connection of the web server's, which is under load."""

@@ -84,7 +84,7 @@ class Load:
         """Those after the first so many."""
         return self._answers[number:]
 
-    def goes_on(self, more: int = 100, timeout: float = 60.0) -> None:
+    def goes_on(self, more: int = 100, timeout: float = 120.0) -> None:
         """Wait until so many more were accepted that began after this call."""
         self.has_answered(more, lambda answer: answer.accepted, timeout)
 
