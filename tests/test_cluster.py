@@ -20,6 +20,7 @@ from tools.rabbitmq_node import RabbitMQNode, programs
 
 pytestmark = [
     pytest.mark.broker,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(programs() is None and not os.environ.get("CI"), reason=LOUD),
 ]
 ROOT = Path(__file__).parents[1]

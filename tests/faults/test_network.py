@@ -17,7 +17,7 @@ from tests.faults.report import Report
 from tools.proxy import Proxy
 from tools.rabbitmq_node import RabbitMQNode
 
-pytestmark = [pytest.mark.broker, pytest.mark.faults]
+pytestmark = [pytest.mark.broker, pytest.mark.faults, pytest.mark.timeout(600)]
 
 #: Seconds between heartbeats, where the scenario waits for them.
 HEARTBEAT = 2

@@ -9,7 +9,7 @@ from tests.faults.lab import Lab, Scenario, Setting, Site
 from tests.faults.report import Report
 from tools.rabbitmq_node import RabbitMQNode
 
-pytestmark = [pytest.mark.broker, pytest.mark.faults]
+pytestmark = [pytest.mark.broker, pytest.mark.faults, pytest.mark.timeout(600)]
 
 
 def kill(lab: Lab, node: RabbitMQNode) -> None:

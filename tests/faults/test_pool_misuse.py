@@ -30,7 +30,7 @@ from tests.faults.report import Report
 from tests.faults.searching import told
 from tools.rabbitmq_node import RabbitMQNode
 
-pytestmark = [pytest.mark.broker, pytest.mark.faults]
+pytestmark = [pytest.mark.broker, pytest.mark.faults, pytest.mark.timeout(600)]
 
 #: Of all that is random here. Set it to the number in a failure's message to have the same again.
 SEED = int(os.environ.get("FAULTS_SEED") or random.randrange(2**32))

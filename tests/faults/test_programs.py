@@ -20,7 +20,7 @@ from tests.faults.programs import SERVERS, Program
 from tests.faults.report import Report
 from tests.other_processes import is_there, stop
 
-pytestmark = [pytest.mark.broker, pytest.mark.faults]
+pytestmark = [pytest.mark.broker, pytest.mark.faults, pytest.mark.timeout(600)]
 
 GROUP = 4
 #: Seconds that a handler takes where workers are ended and killed.

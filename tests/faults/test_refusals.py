@@ -19,7 +19,7 @@ from tests.faults.report import Report
 from tests.faults.searching import PASSWORD, USER
 from tools.rabbitmq_node import RabbitMQNode
 
-pytestmark = [pytest.mark.broker, pytest.mark.faults]
+pytestmark = [pytest.mark.broker, pytest.mark.faults, pytest.mark.timeout(600)]
 
 #: After its rotation. The search for the other one finds this one, too.
 NEW_PASSWORD = f"{PASSWORD}-of-today"

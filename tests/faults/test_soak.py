@@ -15,7 +15,7 @@ from tests.faults.lab import Site
 from tests.faults.report import Report
 from tests.faults.soak import Outcome, by_process, measure, soak, summary
 
-pytestmark = [pytest.mark.broker, pytest.mark.faults]
+pytestmark = [pytest.mark.broker, pytest.mark.faults, pytest.mark.timeout(600)]
 
 NAME = "seconds under load, with all that the processes have"
 MINUTES = 0.3

@@ -29,7 +29,7 @@ from tests.faults.report import Report
 from tests.faults.tls import Recorder, TLSSite, tls_site
 from tests.stand_ins import peer
 
-pytestmark = [pytest.mark.broker, pytest.mark.faults]
+pytestmark = [pytest.mark.broker, pytest.mark.faults, pytest.mark.timeout(600)]
 
 GROUP = 5
 THREADS = 32
