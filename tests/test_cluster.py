@@ -118,8 +118,13 @@ def test_after_the_loss_of_all_it_is_whole_again(cluster: RabbitMQCluster) -> No
 
 
 def test_it_knows_who_leads_and_who_holds(cluster: RabbitMQCluster) -> None:
-    leader = cluster.leader_of(QUEUE)
-    assert f"{QUEUE}\t{leader.name}" in cluster.ctl("list_queues", "name", "leader")
+    # Another one may be elected between the two.
+    wait_for(
+        lambda: (
+            f"{QUEUE}\t{cluster.leader_of(QUEUE).name}" in cluster.ctl("list_queues", "name", "leader")
+        ),
+        "both say the same of who leads",
+    )
     with contextlib.ExitStack() as stack:
         for number, node in enumerate(cluster.nodes):
             stack.enter_context(channel(node, f"shop (pid {number}) é"))
