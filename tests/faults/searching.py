@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,9 +45,13 @@ class Search:
 
     def _is_in(self, path: Path) -> bool:
         at = self._read_to.get(path, 0)
-        if path.stat().st_size < at:  # it is another file by now
-            at = 0
-        with path.open("rb") as file:
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:  # a node has renamed it
+            return False
+        with file:
+            if file.seek(0, os.SEEK_END) < at:  # it is another file by now
+                at = 0
             file.seek(max(0, at - self._overlap))
             data = b""
             while piece := file.read(_CHUNK):
