@@ -94,6 +94,8 @@ def setting(minutes: float, options: Sequence[str] = ()) -> Setting:
         most=int(minutes * 60 * CLIENTS / PACE * 2),
         refusals=REFUSALS,
         options=options,
+        # No more than one of a process is opened late, when the broker stands still and all ask at once.
+        pool={"pool_size": 2, "confirm_delivery": True},
     )
 
 
