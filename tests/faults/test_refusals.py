@@ -81,10 +81,12 @@ def mend(lab: Lab, act: str, node: RabbitMQNode | None = None) -> None:
 def is_refused(lab: Lab, *names: str) -> None:
     """Wait until some requests ended with one of these; or a stand-in has shown what it does instead."""
     number = len(lab.load.answers)
-    over = time.monotonic() + lab.rules.timeout + lab.rules.grace + 1
+    late = lab.rules.timeout + lab.rules.grace + 1
+    over = time.monotonic() + late + 10
 
     def shown() -> bool:
-        return time.monotonic() > over or accepted() > SHOWN
+        now = time.monotonic()
+        return lab.load.waits_for(now - late) or now > over or accepted() > SHOWN
 
     def accepted() -> int:
         return sum(answer.accepted for answer in lab.load.answers_since(number))
