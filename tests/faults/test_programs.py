@@ -294,7 +294,7 @@ SCENARIOS = [
         GROUP,
         "a process runs out of file descriptors",
         run_out_of_descriptors,
-        Setting(server="waitress", options=["--no-log-socket-errors", "--threads=16"], timeout=3.0),
+        Setting(server="waitress", options=["--no-log-socket-errors", "--threads=16"], timeout=8.0),
         {"no confirms": "lost"},
     ),
     Scenario(

@@ -259,6 +259,8 @@ def fill_queue(lab: Lab) -> None:
 SWALLOWS = {"swallows errors": "lost"}
 NO_DEADLINE = {"no deadline": "later than its deadline"}
 GEVENT = "gunicorn gevent"
+#: Seconds that a publish may take where a refusal takes as long. Before and after, it must not pass.
+SOON = 8.0
 #: As many threads in each process as there are clients: nobody waits for a thread.
 THREADS = ("--threads=8",)
 #: What an app is told of what was under way.
@@ -268,7 +270,7 @@ SCENARIOS = [
         3,
         "memory alarm and disk alarm, set and cleared",
         alarms,
-        Setting(options=THREADS, timeout=3.0),
+        Setting(options=THREADS, timeout=SOON),
         NO_DEADLINE,
         must=["BrokerBlocked"],
         may=UNKNOWN,
@@ -292,7 +294,7 @@ SCENARIOS = [
         3,
         "the user's limit of connections, and that of channels, is reached",
         limits,
-        Setting(options=THREADS, timeout=5.0, refusals=["BrokerRefused"]),
+        Setting(options=THREADS, timeout=SOON, refusals=["BrokerRefused"]),
         SWALLOWS,
         must=["BrokerRefused"],
         may=UNKNOWN,
@@ -318,7 +320,7 @@ SCENARIOS = [
         3,
         "the password is rotated: at the broker first, and then a reload of the app",
         rotate_password,
-        Setting(options=THREADS, timeout=5.0, refusals=["AuthenticationRefused"]),
+        Setting(options=THREADS, timeout=SOON, refusals=["AuthenticationRefused"]),
         SWALLOWS,
         must=["AuthenticationRefused"],
         may=UNKNOWN,
