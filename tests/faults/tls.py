@@ -149,6 +149,8 @@ def tls_site(records: Path, place: Path) -> Iterator[TLSSite]:
         ssl_options.keyfile = {place}/key.pem
         ssl_options.verify = verify_peer
         ssl_options.fail_if_no_peer_cert = true
+        ssl_handshake_timeout = 60000
+        handshake_timeout = 60000
     """
     lines = "\n".join(line.strip() for line in config.splitlines())
     with RabbitMQCluster(1, lines) as cluster, Recorder(port) as recorder:
