@@ -194,6 +194,12 @@ def begin_again(lab: Lab) -> float:
     return lab.ledger.runs[begun].begun
 
 
+def are_connected(lab: Lab, count: int) -> bool:
+    """Whether the web server has so many processes, with a connection each."""
+    pids = lab.server.children
+    return len(pids) == count and all(lab.cluster.holder_of(f"(pid {pid})") for pid in pids)
+
+
 def rotate_password(lab: Lab) -> None:
     """The broker first, the app last: meanwhile, it is refused, when it has to connect."""
     try:
@@ -211,6 +217,8 @@ def rotate_password(lab: Lab) -> None:
                 worker.stop()
             begin_again(lab)
             lab.goes_on()
+            # Each has connected before it is the old one again: one of the two may have answered them all.
+            wait_for(lambda: are_connected(lab, len(old)), "a connection of each process", 60)
     finally:
         lab.password.unlink(missing_ok=True)
         lab.cluster.ctl("change_password", USER, PASSWORD)
