@@ -85,8 +85,13 @@ class Load:
         return self._answers[number:]
 
     def goes_on(self, more: int = 100, timeout: float = 120.0) -> None:
-        """Wait until so many more were accepted that began after this call."""
+        """Wait until so many more were accepted that began after this call, and nobody waits from before.
+
+        Of two processes, one may have accepted them all, while what the other one has in hand stands still.
+        """
         self.has_answered(more, lambda answer: answer.accepted, timeout)
+        until = time.monotonic()
+        wait_for(lambda: not self.waits_for(until), lambda: f"those that wait since {self._waiting}", timeout)
 
     def has_answered(
         self, more: int, how: Callable[[Answer], bool] = lambda _answer: True, timeout: float = 120.0
