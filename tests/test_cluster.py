@@ -120,9 +120,7 @@ def test_after_the_loss_of_all_it_is_whole_again(cluster: RabbitMQCluster) -> No
 def test_it_knows_who_leads_and_who_holds(cluster: RabbitMQCluster) -> None:
     # Another one may be elected between the two.
     wait_for(
-        lambda: (
-            f"{QUEUE}\t{cluster.leader_of(QUEUE).name}" in cluster.ctl("list_queues", "name", "leader")
-        ),
+        lambda: f"{QUEUE}\t{cluster.leader_of(QUEUE).name}" in cluster.ctl("list_queues", "name", "leader"),
         "both say the same of who leads",
     )
     with contextlib.ExitStack() as stack:

@@ -62,7 +62,7 @@ class Crowd:
         )
 
     def all_go_on(self, timeout: float = 120.0) -> None:
-        """Until each client has succeeded once: the first ones may have forty before the last one connects."""
+        """Until each client has succeeded once: the first may have forty before the last one connects."""
         wait_for(
             lambda: not self._not_yet,
             lambda: f"a success of {self._not_yet}; the last answers: {self.answers[-4:]}",

@@ -240,9 +240,7 @@ def test_a_stand_in_is_caught(
     app, fpika = make_app(params_of(broker), {**POOL, **(stand_in.pool or {})})
     with monkeypatch.context() as patch:
         undo = stand_in.breaks(patch)
-        crowd = a_stand_ins_crowd(
-            Lending(fpika), app, stand_in.kinds, stand_in.publishes, stand_in.shows
-        )
+        crowd = a_stand_ins_crowd(Lending(fpika), app, stand_in.kinds, stand_in.publishes, stand_in.shows)
     undo()
     put_right()
     caught(name, stand_in.shows, crowd, report)

@@ -221,7 +221,7 @@ def set_clocks(lab: Lab) -> None:
                 begun = len(lab.load.answers)
                 set_clock(lab.place, seconds)
                 if lab.stand_in and seconds > 0:  # it gives up before the confirms come, and not after
-                    wait_for(lambda begun=begun: len(lab.load.answers) > begun, "a timeout")  # type: ignore[misc]
+                    wait_for(lambda n=begun: len(lab.load.answers) > n, "a timeout")  # type: ignore[misc]
             lab.goes_on()
             for proxy in lab.proxies:
                 proxy.cut()
