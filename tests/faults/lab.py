@@ -199,6 +199,10 @@ class Lab:
             )
             self.load.start()
             stack.callback(self.load.stop)
+            if self.workers:  # one that is refused when it first connects gives up
+                wait_for(
+                    self.ledger.begun, lambda: f"a worker that works:\n{self.workers[0].said[-2000:]}", 60
+                )
             self._stack = stack.pop_all()
         return self
 
