@@ -1138,7 +1138,11 @@ def test_after_a_lost_connection_consumers_resume(
     with working(faulty.fpika) as worker:
         for turn in range(3):
             caplog.clear()
+            written = worker._frames_written
+            assert bool(written) == bool(turn)
             lose(broker, worker)
+            # By it, its end knows whether the broker has had much to settle.
+            assert worker._frames_written == written, "what was written over a connection before counts, too"
             wait_for(lambda: worker.is_ready, lambda: f"ready again: {worker.stats()}")
             for queue in (first, second):
                 faulty.fpika.publish(f"{queue} {turn}", routing_key=queue)

@@ -69,6 +69,7 @@ class Dispatcher:
         self._suspects: Carrier | None = None
         self._successor: Carrier | None = None  # of the main one, and not ready yet
         self._limited = False  # the broker's user may have no channel for a successor
+        # Those that were the main one, until they are closed: so long they have a number.
         self._retiring: dict[Carrier, Lane[Job]] = {}
         self._trying = False  # a look for what is to be tried again is due
         self._watch: dict[int, Callable[[list[Confirm]], object]] = {}  # by channel number
@@ -163,9 +164,8 @@ class Dispatcher:
             return
         lane = self._outbox.renew()
         self._main = carrier
-        if len(lane):
-            self._retiring[main] = lane
-        else:
+        self._retiring[main] = lane
+        if not len(lane):
             main.close()
         self._outbox.try_again()
 
@@ -258,7 +258,6 @@ class Dispatcher:
             return
         settled, jobs, suspects = self._outbox.settle(lane, confirms, *self._ready())
         if carrier in self._retiring and not len(lane):
-            del self._retiring[carrier]
             carrier.close()
         try:
             self._carry(jobs, suspects)
@@ -277,14 +276,14 @@ class Dispatcher:
             self._successor = None
             self.link.call(self.look)
         lane = self._lane(carrier)
+        self._retiring.pop(carrier, None)
         if lane is None or not isinstance(error, pika_errors.ChannelClosedByBroker):
-            return  # with its connection: link_lost() follows
+            return  # by us; or with its connection: link_lost() follows
         code, text = error.reply_code, error.reply_text
         logger.warning("the broker closed a channel of the publisher: %d %s", code, text)
         settled = self._outbox.channel_closed(lane, code, text)
         if code == NOT_FOUND and self._preparation.misses(text):
             self._preparation.forget()
-        self._retiring.pop(carrier, None)
         if carrier is self._main:
             self._main = None
         elif carrier is self._suspects:

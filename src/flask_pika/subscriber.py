@@ -89,6 +89,7 @@ class Subscriber:
         self._subscription: Subscription | None = None
         self._failures = 0  # to subscribe, in a row
         self._draining = False
+        self._written_before = 0  # frames, by the subscriptions before
         self._gathered: list[Delivery] = []  # a batch that is not full
         self._held: list[tuple[Subscription, Delivery, Failed]] = []  # to be copied, in a moment
         self._copies_failed = 0  # in a row; set to 0 by any thread
@@ -125,7 +126,10 @@ class Subscriber:
         self.state = "stopped"
 
     def _forget_subscription(self) -> None:
-        gone, self._subscription = self._subscription, None
+        gone = self._subscription
+        if gone is not None:
+            self._written_before += gone.written
+        self._subscription = self._timed = None
         self._gathered = []
         self._held = []
         if gone is not None:
@@ -286,9 +290,9 @@ class Subscriber:
 
     @property
     def written(self) -> int:
-        """How many frames have settled something on this connection. Any thread may ask."""
+        """How many frames have settled something. Any thread may ask."""
         subscription = self._subscription
-        return 0 if subscription is None else subscription.written
+        return self._written_before + (0 if subscription is None else subscription.written)
 
     def drain(self) -> None:
         """Take nothing new, and give back what nobody has begun."""

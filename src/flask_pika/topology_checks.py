@@ -288,7 +288,7 @@ def _name(what: str, value: object) -> str:
     where = f"{what} called {value[:40]!r}"
     if "\n" in value or "\r" in value:
         raise TopologyError(f"{where}: RabbitMQ takes line ends out of names; leave them out")
-    return _short(where, "name", value)
+    return _short(where, "name", str.__str__(value))  # of an enum's member, its value
 
 
 def _name_of(where: str, option: str, value: object) -> str:

@@ -224,8 +224,7 @@ class Worker:
     @property
     def _has_settled_much(self) -> bool:
         """Whether the broker has had much to settle within the last second or two."""
-        written, before = self._frames_written, self._frames_a_tick_before
-        return written - (before if before <= written else 0) > _MUCH  # a new connection counts from 0
+        return self._frames_written - self._frames_a_tick_before > _MUCH
 
     @property
     def running(self) -> int:

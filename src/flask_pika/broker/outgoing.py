@@ -70,7 +70,7 @@ class Outgoing:
         data = b"".join(self._pieces)
         self._pieces.clear()
         self.said = time.monotonic()
-        if self._server.delay or self._write_at > self.said:
+        if self._server.delay or self._delayed:
             # In their order, also when the delay has become shorter.
             self._write_at = max(self._write_at, self.said + self._server.delay)
             self._delayed.append(data)
