@@ -590,6 +590,13 @@ end).
 """
 
 
+#: It stands still for so long that RabbitMQ gives up asking it how many messages it has, and says none.
+SILENT = """
+Queue = whereis('%2F_{}'), sys:suspend(Queue),
+spawn(fun() -> timer:sleep(600), sys:resume(Queue) end).
+"""
+
+
 @pytest.fixture
 def in_process(tmp_path: Path, node: RabbitMQNode) -> Iterator[tuple[Shop, State]]:
     """A shop on RabbitMQ, and what a reader in this process takes."""
@@ -601,6 +608,16 @@ def in_process(tmp_path: Path, node: RabbitMQNode) -> Iterator[tuple[Shop, State
         yield shop, state
         shop.channel.queue_delete(shop.queue)
         shop.channel.queue_delete(shop.dead.name)
+
+
+def test_a_queue_that_is_silent_is_not_taken_for_an_empty_one(
+    in_process: tuple[Shop, State], node: RabbitMQNode
+) -> None:
+    shop, state = in_process
+    shop.fill(3)
+    with DeadReader(state, "shop", shop.queue, lambda: False) as reader:
+        node.ctl("eval", SILENT.format(shop.dead.name))
+        assert reader.count() == 3
 
 
 @pytest.mark.parametrize(

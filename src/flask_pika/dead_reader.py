@@ -47,6 +47,9 @@ _Self = TypeVar("_Self", bound="DeadReader")
 TIMEOUT = 10.0
 #: Seconds without a delivery after which the broker is asked whether there are more.
 _IDLE = 0.3
+#: Seconds after which RabbitMQ says that a quorum queue is empty whose leader does not answer it
+#: (rabbit_fifo_client:stat/1, 3.10: 250 ms), and a little less; and how often it is asked, then.
+_NO_ANSWER, _ASKED = 0.2, 5
 #: Seconds that the broker may take to have back what is given back.
 _GIVE_BACK = 2.0
 #: Windows for all letters: they keep the order, and leave room for :meth:`DeadReader._ask_queue`'s consumers.
@@ -180,11 +183,15 @@ class DeadReader:
         self._count(self.queue, "")
 
     def _count(self, queue: str, why: str) -> int:
-        channel = self._channel
+        channel, count = self._channel, 0
         try:
-            with self._asking():
-                count: int = channel.queue_declare(queue, passive=True).method.message_count
-                return count
+            for _ in range(_ASKED):
+                asked = time.monotonic()
+                with self._asking():
+                    count = channel.queue_declare(queue, passive=True).method.message_count
+                if count or time.monotonic() - asked < _NO_ANSWER:
+                    break
+            return count
         except DeadLettersError as exc:
             closed = exc.__cause__
             if isinstance(closed, pika_errors.ChannelClosedByBroker) and closed.reply_code == 404:
